@@ -1,0 +1,110 @@
+"""Files that are whole or absent: atomic writes, append-only ledgers, hashes, and paths that stay inside their root."""
+
+import contextlib
+import errno
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from medmtl.errors import EnvironmentFailure, SafetyRefusal
+
+_DISK = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up", errno.EFBIG: "the file is too big",
+         errno.EROFS: "the file system is read-only", errno.EACCES: "permission is denied", errno.EPERM: "permission is denied"}
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusals to write ``path`` into an :class:`EnvironmentFailure` that names the place."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _DISK:
+            raise
+        folder = next((p for p in (path, *path.parents) if p.exists()), Path("/"))
+        free = shutil.disk_usage(folder).free / 2**20
+        raise EnvironmentFailure(
+            "E-DISK", f"cannot write: {_DISK[error.errno]} ({free:.0f} MiB free)",
+            "free space or choose another folder, then run the same command again", where=str(path),
+        ) from error
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary path in the same folder; when the block ends well it is synced and renamed to ``path``.
+
+    A crash, a full disk or a kill leaves the previous ``path`` as it was. The suffix of ``path`` is kept, because
+    writers choose their format by it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with disk_errors(path):
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:60]}.", suffix=f".tmp{path.suffix}")
+        os.close(handle)
+    temporary = Path(name)
+    try:
+        with disk_errors(path):
+            yield temporary
+            with temporary.open("rb") as stream:
+                os.fsync(stream.fileno())
+            mask = os.umask(0)
+            os.umask(mask)
+            temporary.chmod(0o666 & ~mask)
+            temporary.replace(path)
+            _sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_atomic(path: Path, content: bytes | str) -> Path:
+    """Write ``content`` (text as UTF-8) so that ``path`` is either the old file or the whole new one."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append one line and sync it: after a kill, every line but perhaps the last is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with disk_errors(path), path.open("ab") as stream:
+        stream.write(line.rstrip("\n").encode() + b"\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file's bytes."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def inside(root: Path, relative: str) -> Path:
+    """``root / relative`` with links resolved, refused when it is absolute, a URL, or leaves ``root``."""
+    resolved_root = root.resolve()
+    if "\0" in relative or "://" in relative or Path(relative).is_absolute() or relative[1:3] in (":\\", ":/"):
+        raise SafetyRefusal("E-SEC-PATH", f"{relative!r} is not a path relative to the root",
+                            "write paths relative to the folder that holds the manifest", where=root.name)
+    path = (resolved_root / relative).resolve()
+    if not path.is_relative_to(resolved_root):
+        raise SafetyRefusal("E-SEC-PATH", f"{relative!r} leaves the root",
+                            "move the file under the folder that holds the manifest", where=root.name)
+    return path
+
+
+def sweep_temporaries(folder: Path) -> int:
+    """Remove what a killed :func:`atomic_path` left in ``folder``; returns how many."""
+    leftovers = list(folder.glob(".*.tmp*")) if folder.is_dir() else []
+    for leftover in leftovers:
+        leftover.unlink(missing_ok=True)
+    return len(leftovers)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename durable; file systems that cannot sync a folder are left alone."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
