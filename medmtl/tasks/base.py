@@ -4,7 +4,7 @@ Convention: **the loss is about 1 at chance level**, so that equal weights are a
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import pandas as pd
@@ -27,7 +27,11 @@ class Task(Config):
     target: str | None = None  # column target.<this>; None: the task's own name
     weight: float = 1.0
     auxiliary: bool = False  # True: fixed weight outside the balancer (an adversary conflicts by design)
-    headline: ClassVar[tuple[str, ...]] = ()  # metrics shown first and used to compare runs
+
+    @property
+    def headline(self) -> tuple[str, ...]:
+        """The metrics that are shown first and compared between runs."""
+        return ()
 
     def reader(self) -> Target:
         """How a manifest cell becomes a tensor."""

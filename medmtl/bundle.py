@@ -1,0 +1,115 @@
+"""Everything inference needs in one folder: ``spec.yaml`` + ``weights.safetensors`` + ``README.md`` (the model card).
+
+There is no second, hand-copied inference configuration, and nothing is ever unpickled.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from pydantic import Field, model_validator
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import nn
+
+from medmtl import __version__
+from medmtl.config import Config, digest, plain, read_yaml, validate
+from medmtl.data.preprocess import Preprocess
+from medmtl.errors import SafetyRefusal, UserError
+from medmtl.files import write_atomic
+from medmtl.models.encoder import AnyEncoder
+from medmtl.models.multitask import MultiTaskModel
+from medmtl.models.views import ViewSet
+from medmtl.tasks import AnyTask
+
+FORMAT = 1
+SPEC, WEIGHTS, CARD = "spec.yaml", "weights.safetensors", "README.md"
+
+
+class ModelSpec(Config):
+    """What the model computes: preprocessing, encoder, tasks, and the views that inference averages over."""
+
+    preprocess: Preprocess
+    encoder: AnyEncoder
+    tasks: dict[str, AnyTask] = Field(min_length=1)
+    views: ViewSet = "identity"
+
+    @model_validator(mode="after")
+    def _check(self) -> "ModelSpec":
+        bad = [name for name in self.tasks if not name.replace("_", "").replace("-", "").isalnum()]
+        if bad:
+            raise ValueError(f"task names are letters, digits, '-' and '_', found {bad[0]!r}")
+        return self
+
+    def build(self, *, load_weights: bool = False) -> MultiTaskModel:
+        """The model with fresh parameters; ``load_weights`` lets the encoder start from its pretrained file."""
+        encoder = self.encoder.build(self.preprocess.channels, load_weights=load_weights)
+        return MultiTaskModel(encoder, {name: task.head(encoder) for name, task in self.tasks.items()})
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A model that was read back: specification, parameters, where it came from, and its id."""
+
+    spec: ModelSpec
+    model: MultiTaskModel
+    provenance: Mapping[str, Any]
+    id: str  # first 12 hexadecimal digits of the SHA-256 of spec and weights
+    folder: Path
+
+
+def save_bundle(folder: Path, spec: ModelSpec, model: nn.Module, *, provenance: Mapping[str, Any], card: str) -> str:
+    """Write the bundle; ``spec.yaml`` is written last and holds the weights' SHA-256. Returns the id."""
+    content = save_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()})
+    write_atomic(folder / WEIGHTS, content)
+    weights_sha256 = _sha256(content)
+    tree = {"format": FORMAT, "medmtl": __version__, "weights_sha256": weights_sha256, "model": plain(spec),
+            "provenance": dict(provenance)}
+    identity = bundle_id(tree)
+    write_atomic(folder / CARD, card.replace("{bundle_id}", identity))
+    write_atomic(folder / SPEC, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=120))
+    return identity
+
+
+def load_bundle(folder: Path | str) -> Bundle:
+    """Read a bundle; refused when a part is missing, from another format, or its weights are not those of the spec."""
+    folder = Path(folder)
+    for name in (SPEC, WEIGHTS):
+        if not (folder / name).is_file():
+            raise UserError("E-BUN-FILE", f"no {name}", "give the folder that `medmtl train` wrote (runs/.../bundle)", where=str(folder))
+    tree = read_yaml(folder / SPEC)
+    if tree.get("format") != FORMAT:
+        raise UserError("E-BUN-FORMAT", f"format {tree.get('format')!r}, this medmtl {__version__} reads {FORMAT}",
+                        f"use the version that wrote it ({tree.get('medmtl')})", where=str(folder / SPEC))
+    content = (folder / WEIGHTS).read_bytes()
+    if _sha256(content) != tree.get("weights_sha256"):
+        raise SafetyRefusal("E-BUN-HASH", f"the weights' SHA-256 is not the one in {SPEC}", "copy the bundle again",
+                            where=str(folder / WEIGHTS))
+    spec = validate(ModelSpec, tree.get("model") or {}, where=str(folder / SPEC))
+    model = spec.build()
+    try:
+        model.load_state_dict(load_tensors(content))
+    except (RuntimeError, SafetensorError) as error:
+        raise UserError("E-BUN-WEIGHTS", f"the weights do not fit the specification: {error}",
+                        "use the versions of torch and timm named in its provenance", where=str(folder)) from error
+    return Bundle(spec, model.eval(), tree.get("provenance") or {}, bundle_id(tree), folder)
+
+
+def bundle_id(tree: Mapping[str, Any]) -> str:
+    """The id of a specification tree: it depends on the model and its weights, not on the provenance."""
+    return digest({key: tree[key] for key in ("format", "weights_sha256", "model")})[:12]
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def example_input(spec: ModelSpec) -> torch.Tensor:
+    """Zeros of the size that the network sees, [1, C, *S]; 64 pixels an axis where the specification leaves it open."""
+    size = spec.preprocess.window or spec.preprocess.resize or (64, 64)
+    return torch.zeros(1, spec.preprocess.channels, *size)

@@ -1,0 +1,146 @@
+"""Cases -> samples -> batches: read, preprocess (cached in memory), augment by counted randomness, collate."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from medmtl.config import Config
+from medmtl.data.augment import Augment
+from medmtl.data.batch import Batch, Sample, collate
+from medmtl.data.case import Case
+from medmtl.data.preprocess import Preprocess
+from medmtl.data.sampler import Draw, EpochOrder
+from medmtl.data.target import Target
+from medmtl.errors import UserError
+from medmtl.files import inside
+from medmtl.io.raster import read_image
+from medmtl.seeds import counted, generator
+
+
+class LoaderConfig(Config):
+    """How batches are made. ``batch_size`` counts the samples of all processes together."""
+
+    batch_size: int = Field(32, ge=2)
+    workers: int = Field(2, ge=0)  # loading processes per training process
+    cache: Literal["none", "memory"] = "memory"  # keep decoded, preprocessed images in memory (8 bits a channel)
+    evaluation_batch_size: int = Field(64, ge=1)
+
+
+@dataclass
+class CaseDataset(Dataset):  # type: ignore[type-arg]
+    """Random access to a study's samples; ``augment`` None for validation, test and inference.
+
+    A case that cannot be read raises a :class:`UserError` naming it; nothing is skipped in silence.
+    """
+
+    cases: Sequence[Case]
+    root: Path
+    targets: Mapping[str, Target]  # target column -> how to read it
+    domains: tuple[str, ...]  # the training domains; another domain is -1
+    preprocess: Preprocess
+    augment: Augment | None = None
+    seed: int = 0
+    cache: Literal["none", "memory"] = "memory"
+    _kept: dict[int, tuple[dict[str, Tensor], dict[str, Tensor], dict[str, bool]]] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        dense = tuple(name for name, target in self.targets.items() if target.dense)
+        window = self.preprocess.window
+        self._reach = None if window is None else self.augment.reach(window) if self.augment else window
+        self._pipeline = self.augment.build(self.preprocess.window, dense) if self.augment else None
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    def read(self, index: int) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, bool]]:
+        """(image and dense targets before windowing, scalar targets, labelled), from memory if it was read before."""
+        if index in self._kept:
+            kept, scalars, labelled = self._kept[index]
+            return {**kept, "image": kept["image"].float() / 255 if kept["image"].dtype == torch.uint8 else kept["image"]}, scalars, labelled
+        case = self.cases[index]
+        try:
+            arrays, scalars, labelled = self._read(case)
+        except UserError as error:
+            raise type(error)(error.code, error.what, error.remedy, where=f"case {case.case_id} (manifest row {case.row})"
+                              f"{', ' + error.where if error.where else ''}") from error
+        if self.cache == "memory":
+            self._kept[index] = ({**arrays, "image": _compact(arrays["image"])}, scalars, labelled)
+        return arrays, scalars, labelled
+
+    def _read(self, case: Case) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, bool]]:
+        image = torch.as_tensor(read_image(inside(self.root, case.image), channels=self.preprocess.channels))
+        sample: dict[str, Tensor] = {"image": image}
+        scalars: dict[str, Tensor] = {}
+        labelled: dict[str, bool] = {}
+        for name, target in self.targets.items():
+            cell = case.targets.get(name)
+            labelled[name] = cell is not None
+            value = target.placeholder(tuple(image.shape[1:])) if cell is None else target.read(case, cell, self.root)
+            if target.dense:
+                if value.shape != image.shape[1:]:
+                    raise UserError("E-TGT-SIZE", f"mask target.{name} is {tuple(value.shape)}, the image {tuple(image.shape[1:])}",
+                                    "make the mask on the image's own grid")
+                sample[name] = value
+            else:
+                scalars[name] = value
+        return self.preprocess.context(sample, size=self._reach), scalars, labelled
+
+    def fill(self, progress: Iterable[int] | None = None) -> None:
+        """Read every case now (in the parent process, so that workers share the memory)."""
+        for index in progress if progress is not None else range(len(self)):
+            self.read(index)
+
+    def __getitem__(self, draw: Draw | int) -> Sample:
+        index = draw.index if isinstance(draw, Draw) else draw
+        sample, scalars, labelled = self.read(index)
+        if self._pipeline is not None and isinstance(draw, Draw):
+            seed = counted("augment", self.seed, draw.epoch, draw.position)
+            reference = self.read(seed % len(self))[0]["image"] if self.augment is not None and self.augment.fourier.on else None
+            sample = self._pipeline(sample, seed, reference)
+        else:
+            sample = self.preprocess.to_window(sample)
+        sample = self.preprocess.finish(sample)
+        case = self.cases[index]
+        domain = self.domains.index(case.domain) if case.domain in self.domains else -1
+        image = sample["image"]
+        if not torch.isfinite(image).all():
+            raise UserError("E-IMG-FINITE", "the preprocessed image holds NaN or infinity", "check the image and the augmentation",
+                            where=f"case {case.case_id}")
+        dense = {name: sample[name] for name, target in self.targets.items() if target.dense}
+        return Sample(image, {**scalars, **dense}, labelled, domain, case.case_id)
+
+
+def _compact(image: Tensor) -> Tensor:
+    """Eight bits a channel where the image has no more (decoded PNG or JPEG), else as it is."""
+    scaled = image * 255
+    rounded = scaled.round()
+    return rounded.to(torch.uint8) if torch.equal(rounded / 255, image) else image.clone()
+
+
+def _single_thread(worker: int) -> None:
+    torch.set_num_threads(1)
+
+
+def train_loader(dataset: CaseDataset, order: EpochOrder, *, workers: int, pin: bool) -> "DataLoader[Batch]":
+    """Batches in the order given. Its own generator leaves the global one alone."""
+    return DataLoader(dataset, batch_sampler=order, collate_fn=collate, generator=generator("loader"), pin_memory=pin,  # type: ignore[arg-type]
+                      num_workers=workers, persistent_workers=workers > 0, worker_init_fn=_single_thread,
+                      prefetch_factor=4 if workers else None)
+
+
+def plain_batches(dataset: CaseDataset, indices: Sequence[int], batch_size: int) -> Iterator[Batch]:
+    """Unaugmented batches of some cases, in order, in this process."""
+    for start in range(0, len(indices), batch_size):
+        yield collate([dataset[i] for i in indices[start : start + batch_size]])
+
+
+def labels(cases: Sequence[Case], name: str, target: Target, root: Path) -> list[Any]:
+    """The labels of one target that exist, as numbers or arrays: what a task is fitted on."""
+    values = [target.read(case, case.targets[name], root) for case in cases if name in case.targets]
+    return [value.numpy() if target.dense else value.item() for value in values]

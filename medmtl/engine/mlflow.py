@@ -1,0 +1,586 @@
+"""A run in MLflow, told on rank 0: whatever happens to the server, training goes on and nothing personal is written."""
+
+import contextlib
+import json
+import logging
+import math
+import os
+import re
+import sqlite3
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import groupby
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from filelock import FileLock
+
+import medmtl
+from medmtl.config import digest, flatten
+from medmtl.engine.callbacks import Callback, TrackingConfig, sqlite_file
+from medmtl.errors import EnvironmentFailure, TrainingInterrupted, UserError
+from medmtl.files import append_line, atomic_path, disk_errors, write_atomic
+
+for _name, _value in {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    "GIT_PYTHON_REFRESH": "quiet",
+    "MLFLOW_UV_AUTO_DETECT": "false",  # it would copy uv.lock of the current folder into the model
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # 7 with back-off is minutes of a training step; we spool and retry
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+}.items():
+    os.environ.setdefault(_name, _value)
+
+import mlflow  # noqa: E402 - it reads the environment when it is imported
+from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelOutput, Metric, Param, RunTag  # noqa: E402
+from mlflow.exceptions import MlflowException  # noqa: E402
+from mlflow.store.db import utils as database_utils  # noqa: E402
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore  # noqa: E402
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor  # noqa: E402
+
+__all__ = ["Tracker", "TrackingConfig", "sync_folder"]
+
+log = logging.getLogger(__name__)
+Row = dict[str, Any]
+SPOOL = "mlflow-spool.jsonl"
+_NO_ONE = {"mlflow.user": "medmtl", "mlflow.source.name": "medmtl", "mlflow.source.type": "LOCAL"}
+_KEY, _PARAM, _TAG, _DIGEST = 250, 6000, 8000, 36  # MLflow's limits, in characters
+_BATCH = {"metric": 1000, "param": 100, "tag": 100}
+_FLUSH_S, _FLUSH_ROWS = 5.0, 1000
+
+
+class Tracker(Callback):
+    """One run in MLflow. Metrics are sent in batches; what cannot be sent is spooled in the run's folder and replayed.
+
+    Only clients are used, never MLflow's global active run, so there is no state that could outlive the tracker.
+    As a context manager it ends the run as FINISHED, KILLED (interrupt) or FAILED (any other exception).
+    """
+
+    def __init__(self, uri: str, run_id: str, folder: Path, *, latest: Mapping[str, int]) -> None:
+        self.run_id, self.folder = run_id, folder
+        self._uri, self._client, self._spool = uri, mlflow.MlflowClient(uri), Spool(folder / SPOOL)
+        self._latest = dict(latest)  # the last step of each metric that an earlier life of this run has sent
+        self._names: dict[str, str] = {}
+        self._nonfinite: dict[str, int] = {}
+        self._waiting: list[Row] = []
+        self._sent_at, self._retry_at, self._pause_s, self._warned = time.monotonic(), 0.0, 30.0, False
+        self._monitor: SystemMetricsMonitor | None = None
+        self._open = True
+
+    @classmethod
+    def open(
+        cls,
+        config: TrackingConfig,
+        *,
+        experiment: str | None = None,
+        run_name: str,
+        folder: Path,
+        tags: Mapping[str, Any],
+        params: Mapping[str, Any],
+        resume_run_id: str | None = None,
+    ) -> "Tracker":
+        """Start a run, or continue ``resume_run_id``; ``params`` may be nested, ``tags`` hold the hashes.
+
+        A data base that is missing is created and an old one upgraded (after a backup), one process at a time.
+        """
+        uri, artifacts = config.places()
+        with _failures(uri):
+            _prepare(uri, artifacts)
+            client = mlflow.MlflowClient(uri)
+            run = None if resume_run_id is None else _active_run(client, resume_run_id)
+            labels = {**_git(), **tags, **_NO_ONE}
+            if run is not None:
+                client.update_run(run.info.run_id, status="RUNNING")
+                labels["resumed"] = int(run.data.tags.get("resumed", 0)) + 1
+            else:
+                if resume_run_id is not None:
+                    log.warning("run %s is not in this MLflow store; a new run is started", resume_run_id)
+                    labels["resumed_from"] = resume_run_id
+                place = _experiment(client, experiment or config.experiment, uri, artifacts)
+                run = client.create_run(place, run_name=run_name, tags=_NO_ONE)
+        latest = {metric.key: metric.step for metric in run.data._metric_objs} if resume_run_id else {}
+        tracker = cls(uri, run.info.run_id, folder, latest=latest)
+        tracker._describe(labels, params, run.data.params)
+        if config.system_metrics:
+            tracker._monitor = SystemMetricsMonitor(run.info.run_id, 10, resume_logging=True, tracking_uri=uri)
+            tracker._monitor.start()
+        return tracker
+
+    def started(self, facts: Mapping[str, Any]) -> None:
+        """Record the facts of the run (device, world size, threads, ...) as tags ``fact.<name>``."""
+        self._send([_tag(f"fact.{name}", value) for name, value in facts.items()])
+
+    def step(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Queue a step's metrics; a step that an earlier life of this run has already sent is left out."""
+        self._queue(step, {name: value for name, value in metrics.items() if not self._known(name, step)})
+        if len(self._waiting) >= _FLUSH_ROWS or time.monotonic() - self._sent_at > _FLUSH_S:
+            self._flush()
+
+    def epoch(self, epoch: int, step: int, metrics: Mapping[str, float]) -> None:
+        """Send an epoch's metrics, and everything queued before them."""
+        new = {name: value for name, value in {"epoch": epoch, **metrics}.items() if not self._known(name, step)}
+        self._queue(step, new)
+        self._flush()
+
+    def finished(self, status: str) -> None:
+        """Send what is left and end the run as ``status``; a second call does nothing."""
+        if not self._open:
+            return
+        self._open = False
+        try:
+            if self._monitor is not None:
+                self._monitor.finish()
+        finally:
+            self._monitor, self._retry_at = None, 0.0  # one last attempt, however recent the last failure
+            waiting, self._waiting = self._waiting, []
+            self._send([*waiting, {"kind": "status", "value": status}])
+            if len(self._spool):
+                log.warning(
+                    "%d rows for MLflow are kept in %s; send them with `medmtl mlflow sync`",
+                    len(self._spool),
+                    self._spool.path,
+                )
+
+    def log_metrics(self, metrics: Mapping[str, float], *, step: int = 0) -> None:
+        """Send metrics at once, whatever was sent before: for results of an evaluation."""
+        self._queue(step, metrics)
+        self._flush()
+
+    def log_dataset(self, table: pd.DataFrame, *, name: str, digest: str, context: str) -> None:
+        """Record the data a run used by its SHA-256 ``digest`` and counts; no cell of ``table`` is stored.
+
+        MLflow keeps 36 characters of a digest; all 64 are in the input's tag ``sha256``.
+        """
+        profile = {
+            "num_rows": len(table),
+            "num_elements": int(table.size),
+            "filled": {str(column): int(table[column].notna().sum()) for column in table},
+        }
+        columns = [{"name": str(column), "type": str(table[column].dtype)} for column in table]
+        source = {"tags": {"mlflow.source.name": "medmtl", "sha256": digest}}
+        self._send(
+            [
+                {
+                    "kind": "dataset",
+                    "context": context,
+                    "sha256": digest,
+                    "dataset": {
+                        "name": name,
+                        "digest": digest[:_DIGEST],
+                        "source_type": "code",
+                        "source": json.dumps(source),
+                        "schema": json.dumps({"columns": columns}),
+                        "profile": json.dumps(profile),
+                    },
+                }
+            ]
+        )
+
+    def log_file(self, path: Path, folder: str | None = None) -> None:
+        """Store a file as an artifact in ``folder`` (None: at the top)."""
+        assert path.is_file(), f"no file {path}"
+        self._send([{"kind": "file", "path": str(path.absolute()), "folder": folder}])
+
+    def log_folder(self, path: Path, folder: str | None = None) -> None:
+        """Store everything in a folder as artifacts."""
+        assert path.is_dir(), f"no folder {path}"
+        self._send([{"kind": "folder", "path": str(path.absolute()), "folder": folder}])
+
+    def log_figures(self, figures: Mapping[str, Any]) -> None:
+        """Store matplotlib figures as ``figures/<name>.png``, in the run's folder and as artifacts."""
+        for name, figure in figures.items():
+            self.log_figure(figure, name)
+
+    def log_figure(self, figure: Any, name: str) -> None:
+        """Store one matplotlib figure; see :meth:`log_figures`."""
+        path = self.folder / "figures" / (re.sub(r"[^\w.-]", "_", name) + ".png")
+        with atomic_path(path) as temporary:
+            figure.savefig(temporary, metadata={"Software": None})
+        self.log_file(path, "figures")
+
+    def log_model(self, bundle: Path, input_example: np.ndarray | None = None) -> None:
+        """Store a bundle as an MLflow model that loads without pickle; ``input_example`` is uint8 ``[B, H, W, C]``."""
+        example = None
+        if input_example is not None:
+            example = self.folder / "input_example.npy"
+            with atomic_path(example) as temporary:
+                np.save(temporary, input_example, allow_pickle=False)
+        self._send([{"kind": "model", "path": str(bundle.absolute()), "example": example and str(example.absolute())}])
+
+    def sync(self) -> int:
+        """Try to send what was spooled, now; returns how many rows are still waiting."""
+        self._retry_at = 0.0
+        self._send([])
+        return len(self._spool)
+
+    def __enter__(self) -> "Tracker":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        killed = isinstance(error, KeyboardInterrupt | SystemExit | TrainingInterrupted)
+        self.finished("FINISHED" if error is None else "KILLED" if killed else "FAILED")
+
+    def _describe(self, tags: Mapping[str, Any], params: Mapping[str, Any], present: Mapping[str, str]) -> None:
+        flat = {_clean(key): _text(value, _PARAM) for key, value in flatten(params).items()}
+        changed = {key: [present[key], value] for key, value in flat.items() if present.get(key, value) != value}
+        rows = [_tag(key, value) for key, value in tags.items()]
+        if changed:
+            rows.append(_tag("resumed_with_changes", changed))
+        new = [{"kind": "param", "key": key, "value": value} for key, value in flat.items() if key not in present]
+        self._send([*rows, *new])
+
+    def _known(self, name: str, step: int) -> bool:
+        return step <= self._latest.get(self._name(name), -1)
+
+    def _queue(self, step: int, metrics: Mapping[str, float]) -> None:
+        now = int(time.time() * 1000)
+        for name, value in metrics.items():
+            if math.isfinite(value):
+                self._waiting.append(
+                    {
+                        "kind": "metric",
+                        "key": self._name(name),
+                        "value": float(value),
+                        "timestamp": now,
+                        "step": int(step),
+                    }
+                )
+            elif name not in self._nonfinite:
+                self._nonfinite[name] = int(step)
+                self._waiting.append(_tag("nonfinite_metrics_since_step", self._nonfinite))
+
+    def _name(self, name: str) -> str:
+        """``name`` in MLflow's alphabet; two names that would become one are kept apart by a digest."""
+        if name not in self._names:
+            clean = _clean(name)
+            if clean in self._names.values():
+                clean = f"{clean[: _KEY - 7]}_{digest(name)[:6]}"
+            self._names[name] = clean
+        return self._names[name]
+
+    def _flush(self) -> None:
+        waiting, self._waiting, self._sent_at = self._waiting, [], time.monotonic()
+        if waiting or len(self._spool):
+            self._send(waiting)
+
+    def _send(self, rows: list[Row]) -> None:
+        """Send ``rows`` after what was spooled, or spool them too; never raises because of the server."""
+        rows = [{"run": self.run_id, **row} for row in rows]
+        if time.monotonic() < self._retry_at:
+            self._spool.add(rows)
+            return
+        if len(self._spool):
+            rows = [*self._spool.rows(), *rows]
+        unsent = _deliver(self._client, rows)
+        if unsent or len(self._spool):
+            self._spool.replace(unsent)
+        if unsent:
+            self._retry_at, self._pause_s = time.monotonic() + self._pause_s, min(2 * self._pause_s, 600.0)
+            if not self._warned:
+                log.warning("MLflow cannot be reached; training goes on and its records wait in %s", self._spool.path)
+                self._warned = True
+        else:
+            self._pause_s = 30.0
+
+
+class Spool:
+    """Rows that wait for the server, as JSON lines in a file that is absent when nothing waits."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._count = len(self.rows())
+
+    def __len__(self) -> int:
+        return self._count
+
+    def rows(self) -> list[Row]:
+        """Every whole row; one cut short by a kill is left out."""
+        found = []
+        for line in self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []:
+            with contextlib.suppress(json.JSONDecodeError):
+                found.append(json.loads(line))
+        return found
+
+    def add(self, rows: list[Row]) -> None:
+        """Append rows."""
+        if rows:
+            append_line(self.path, "\n".join(json.dumps(row) for row in rows))
+            self._count += len(rows)
+
+    def replace(self, rows: list[Row]) -> None:
+        """Hold exactly ``rows``."""
+        if rows:
+            write_atomic(self.path, "".join(json.dumps(row) + "\n" for row in rows))
+        else:
+            self.path.unlink(missing_ok=True)
+        self._count = len(rows)
+
+
+def sync_folder(folder: Path, config: TrackingConfig) -> int:
+    """Send what a run left in its folder's spool; returns how many rows are still waiting."""
+    uri, artifacts = config.places()
+    with _failures(uri):
+        _prepare(uri, artifacts)
+    spool = Spool(folder / SPOOL)
+    if len(spool):
+        spool.replace(_deliver(mlflow.MlflowClient(uri), spool.rows()))
+    return len(spool)
+
+
+def _deliver(client: mlflow.MlflowClient, rows: list[Row]) -> list[Row]:
+    """Send rows in order and return those from the first that the server did not take; a repeat does no harm."""
+    sent = 0
+    for chunk in _chunks(rows):
+        try:
+            _apply(client, chunk)
+        except Exception as error:  # whatever a tracking server does, it must not stop a training
+            if not isinstance(error, MlflowException) or error.error_code != "INVALID_PARAMETER_VALUE":
+                log.debug("MLflow did not take %d rows", len(chunk), exc_info=True)
+                return rows[sent:]
+            if len(chunk) == 1:
+                log.warning("MLflow refuses %s %s: %s", chunk[0]["kind"], chunk[0].get("key", ""), error.message)
+            else:  # one bad row must not take its neighbours with it
+                left = [row for one in chunk for row in _deliver(client, [one])]
+                if left:
+                    return [*left, *rows[sent + len(chunk) :]]
+        sent += len(chunk)
+    return []
+
+
+def _chunks(rows: list[Row]) -> Iterator[list[Row]]:
+    for (kind, _), group in groupby(rows, key=lambda row: (row["kind"], row["run"])):
+        members, size = list(group), _BATCH.get(kind, 1)
+        yield from (members[i : i + size] for i in range(0, len(members), size))
+
+
+def _apply(client: mlflow.MlflowClient, chunk: list[Row]) -> None:
+    row, run = chunk[0], chunk[0]["run"]
+    match row["kind"]:
+        case "metric":
+            client.log_batch(run, metrics=[Metric(r["key"], r["value"], r["timestamp"], r["step"]) for r in chunk])
+        case "param":
+            client.log_batch(run, params=[Param(r["key"], r["value"]) for r in chunk])
+        case "tag":
+            last = {r["key"]: r["value"] for r in chunk}
+            client.log_batch(run, tags=[RunTag(key, value) for key, value in last.items()])
+        case "dataset":
+            tags = [InputTag("mlflow.data.context", row["context"]), InputTag("sha256", row["sha256"])]
+            client.log_inputs(run, [DatasetInput(Dataset(**row["dataset"]), tags)])
+        case "status":
+            client.set_terminated(run, row["value"])
+        case _ if not Path(row["path"]).exists():
+            log.warning("%s has gone and was not stored in MLflow", Path(row["path"]).name)
+        case "file":
+            client.log_artifact(run, row["path"], row["folder"])
+        case "folder":
+            client.log_artifacts(run, row["path"], row["folder"])
+        case "model":
+            _store_model(client, run, Path(row["path"]), row["example"])
+
+
+def _store_model(client: mlflow.MlflowClient, run_id: str, bundle: Path, example: str | None) -> None:
+    """Log a bundle as a model by the client alone: ``mlflow.pyfunc.log_model`` would tag it with user and script."""
+    run = client.get_run(run_id)
+    record = client.create_logged_model(
+        run.info.experiment_id, name="bundle", source_run_id=run_id, tags=_NO_ONE, model_type="medmtl bundle"
+    )
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch) / "model"
+            model = mlflow.models.Model(
+                artifact_path=record.artifact_location,
+                run_id=run_id,
+                model_id=record.model_id,
+                model_uuid=record.model_id,
+            )
+            mlflow.pyfunc.save_model(
+                folder,
+                mlflow_model=model,
+                python_model=str(Path(__file__).with_name("pyfunc_model.py")),
+                artifacts={"bundle": str(bundle)},
+                pip_requirements=[f"medmtl=={medmtl.__version__}"],
+                signature=False,  # one inferred from a uint8 example would refuse float images
+                input_example=None if example is None else np.load(example, allow_pickle=False),
+            )
+            pyfunc = model.flavors["python_function"]
+            pyfunc["artifacts"]["bundle"]["uri"] = "bundle"  # MLflow wrote where the bundle was: an absolute path
+            pyfunc["model_code_path"] = "pyfunc_model.py"
+            model.save(str(folder / "MLmodel"))
+            client.log_model_artifacts(record.model_id, str(folder))
+    except Exception:
+        client.finalize_logged_model(record.model_id, "FAILED")
+        raise
+    client.finalize_logged_model(record.model_id, "READY")
+    client.log_outputs(run_id, [LoggedModelOutput(record.model_id, step=0)])
+
+
+def _active_run(client: mlflow.MlflowClient, run_id: str) -> Any | None:
+    """The run, or None when the store does not have it (another data base, or it was deleted)."""
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise
+    return run if run.info.lifecycle_stage == "active" else None
+
+
+def _experiment(client: mlflow.MlflowClient, name: str, uri: str, artifacts: str | None) -> str:
+    """The experiment's id; created with its own artifact location: the default depends on the current folder."""
+    with _locked(uri):
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            try:
+                return client.create_experiment(name, artifact_location=artifacts)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+                found = client.get_experiment_by_name(name)
+    if found is None or found.lifecycle_stage != "active":
+        raise UserError(
+            "E-MLFLOW-EXPERIMENT",
+            "the experiment was deleted in MLflow",
+            "restore it (mlflow experiments restore) or choose another name",
+            where=name,
+        )
+    return found.experiment_id
+
+
+@contextlib.contextmanager
+def _locked(uri: str) -> Iterator[None]:
+    database = sqlite_file(uri)
+    if database is None:
+        yield
+        return
+    with disk_errors(database):
+        database.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(f"{database}.lock", timeout=300)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _prepare(uri: str, artifacts: str | None) -> None:
+    """Create or upgrade an SQLite store, one process at a time: four first starts at once corrupt the schema."""
+    database = sqlite_file(uri)
+    if database is None:
+        return
+    with _locked(uri):
+        if database.exists() and database.stat().st_size:
+            _check(database)
+            _upgrade(uri, database)
+        SqlAlchemyStore(uri, artifacts).engine.dispose()
+
+
+def _check(database: Path) -> None:
+    """Fail at once on a file that is no data base; MLflow would try again for minutes."""
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    if not os.access(database, os.W_OK):
+        raise PermissionError(f"{database.name} is read-only")
+
+
+def _upgrade(uri: str, database: Path) -> None:
+    engine = database_utils.create_sqlalchemy_engine(uri)
+    try:
+        found, expected = database_utils._get_schema_version(engine), database_utils._get_latest_schema_revision()
+        if found in (expected, None):
+            return
+        backup = database.with_name(f"{database.name}.backup-{found}")
+        with contextlib.closing(sqlite3.connect(database)) as old, contextlib.closing(sqlite3.connect(backup)) as new:
+            old.backup(new)
+        log.warning(
+            "%s was written by another MLflow; it is upgraded, the old one is kept as %s", database.name, backup.name
+        )
+        database_utils._upgrade_db(engine)
+    finally:
+        engine.dispose()
+
+
+@contextlib.contextmanager
+def _failures(uri: str) -> Iterator[None]:
+    """Name the store, and what to do, when a run cannot even be started."""
+    database = sqlite_file(uri)
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        if database is None:  # the URI may hold a password
+            raise EnvironmentFailure(
+                "E-MLFLOW-SERVER",
+                f"the tracking server cannot be used ({reason})",
+                "start it, correct tracking.uri, or set tracking.enabled=false",
+            ) from error
+        raise EnvironmentFailure(
+            "E-MLFLOW-DB",
+            f"the data base cannot be used ({reason})",
+            "move it away or restore a backup, then run the same command again",
+            where=str(database),
+        ) from error
+
+
+def _git() -> dict[str, str]:
+    """Commit and state of the repository that holds this file; nothing when it is installed without one."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=True, timeout=20
+        ).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)  # not just some repository around site-packages
+        return {
+            "mlflow.source.git.commit": git("rev-parse", "HEAD"),
+            "git.dirty": str(bool(git("status", "--porcelain", "--untracked-files=no"))).lower(),
+        }
+    except (OSError, subprocess.SubprocessError):
+        return {}
+
+
+def _clean(name: str) -> str:
+    """``name`` in the characters MLflow allows: letters, digits, ``_ - . : /`` and spaces, no empty or dotted part."""
+    parts = re.sub(r"[^\w\-.:/ ]", "_", name).split("/")
+    return "/".join(part for part in parts if part.strip(".") and part)[:_KEY] or "_"
+
+
+def _tag(key: str, value: Any) -> Row:
+    return {"kind": "tag", "key": _clean(key), "value": _text(value, _TAG)}
+
+
+def _text(value: Any, limit: int) -> str:
+    """``value`` as text without absolute paths, cut to ``limit``."""
+    value = _without_paths(value)
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _without_paths(value: Any) -> Any:
+    """Absolute paths become ``…/name``: they hold user names, and often those of patients."""
+    if isinstance(value, Mapping):
+        return {_without_paths(str(key)): _without_paths(item) for key, item in value.items()}
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        return [_without_paths(item) for item in value]
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if not isinstance(value, str):
+        return value
+    if re.match(r"(/|~|[A-Za-z]:[\\/]|\\\\|[a-z0-9+]+://)", value):
+        return "…/" + re.split(r"[\\/]", value.rstrip("\\/"))[-1]
+    return re.sub(
+        r"(?<![\w./])(?:[A-Za-z]:)?[/\\]+[^\s'\",;\[\]{}()]*?([^\s'\",;\[\]{}()/\\]+)(?=[\s'\",;\[\]{}()]|$)",
+        r"…/\1",
+        value,
+    )

@@ -1,0 +1,69 @@
+"""batch -> the scalar to backpropagate: losses, balance, one ordinary backward. This is what DistributedDataParallel wraps."""
+
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from medmtl import distributed as dist
+from medmtl.balance import Balancer
+from medmtl.balance.gramian import jacobian
+from medmtl.data.batch import Batch
+from medmtl.losses import masked_mean
+from medmtl.models.multitask import MultiTaskModel
+from medmtl.tasks.base import Task
+
+
+class Losses(NamedTuple):
+    """What a step yields. ``losses`` and ``present`` follow the order of the tasks."""
+
+    scalar: Tensor  # []
+    losses: Tensor  # [T], detached; unweighted; the mean over ranks is the global masked mean
+    present: Tensor  # bool [T], whether any rank has a label
+    gramian: Tensor | None  # [T, T] of all tasks' gradients on the shared parameters, when asked for
+
+
+class Objective(nn.Module):
+    """The multi-task loss of a batch with partial labels.
+
+    A task's loss is the mean over every labelled sample on every rank. Tasks marked ``auxiliary`` keep their fixed
+    weight outside the balancer: an adversary conflicts by design and a conflict-removing balancer would disarm it.
+    """
+
+    weights: Tensor
+
+    def __init__(self, model: MultiTaskModel, tasks: Mapping[str, Task], balancer: Balancer,
+                 scope: Literal["all", "last"] = "all") -> None:
+        super().__init__()
+        self.model, self.balancer, self.tasks, self.scope = model, balancer, dict(tasks), scope
+        self.register_buffer("weights", torch.tensor([task.weight for task in tasks.values()]), persistent=False)
+        self._main = [i for i, task in enumerate(tasks.values()) if not task.auxiliary]
+        self._auxiliary = [i for i, task in enumerate(tasks.values()) if task.auxiliary]
+
+    def forward(self, batch: Batch, observe: bool = False) -> Losses:
+        """``observe`` also computes the Gramian of all tasks, at the price of one backward pass each."""
+        outputs = self.model(batch.image)
+        names = [(name, task, task.target or name) for name, task in self.tasks.items()]
+        counts = dist.total(torch.stack([batch.labelled[target].sum() for _, _, target in names]))
+        losses = torch.stack([
+            masked_mean(task.loss(outputs[name].float(), batch.targets[target]), batch.labelled[target], count, dist.world())
+            for (name, task, target), count in zip(names, counts, strict=True)])
+        present = counts > 0
+        weighted = losses * self.weights
+        shared = self.model.shared(self.scope)
+        gramian = None
+        if observe:
+            J_TP = jacobian(losses, shared)
+            gramian = (J_TP @ J_TP.T).detach()
+        scalar = weighted[self._auxiliary].sum()
+        if self._main:
+            scalar = scalar + self.balancer(weighted[self._main], shared, present[self._main])
+        return Losses(scalar, losses.detach(), present, gramian)
+
+    def forget_absent(self, present: Tensor) -> None:
+        """Drop the (zero) gradients of heads without a label anywhere, so that weight decay does not shrink them."""
+        for name, is_present in zip(self.tasks, present.tolist(), strict=True):
+            if not is_present:
+                for parameter in self.model.heads[name].parameters():
+                    parameter.grad = None

@@ -1,0 +1,330 @@
+"""A study from its data to a bundle: build, resume, train, choose on validation, save."""
+
+import json
+import logging
+import platform
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import timm
+import torch
+from filelock import FileLock, Timeout
+from torch import nn
+
+from medmtl import __version__, distributed as dist
+from medmtl.bundle import ModelSpec, example_input, save_bundle
+from medmtl.config import plain, to_yaml
+from medmtl.data.loader import train_loader
+from medmtl.data.sampler import EpochOrder
+from medmtl.engine import checkpoint
+from medmtl.engine.callbacks import Callback, Callbacks, History, Progress as ProgressBar
+from medmtl.engine.fit import Trainer
+from medmtl.engine.objective import Objective
+from medmtl.engine.optim import average
+from medmtl.errors import UserError
+from medmtl.files import write_atomic
+from medmtl.metrics import describe
+from medmtl.models.multitask import MultiTaskModel
+from medmtl.predictor import Predictor
+from medmtl.seeds import counted
+from medmtl.study import Prepared, Study, label_counts, prepare
+from medmtl.tasks.base import summary
+from medmtl.tasks.classification import Classification
+
+log = logging.getLogger(__name__)
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The places of one run. The folder's name holds the settings' digest: the same command continues the same run."""
+
+    path: Path
+
+    @classmethod
+    def of(cls, study: Study, runs: Path) -> "RunFolder":
+        return cls(runs / f"{study.name}-{study.sha256[:8]}")
+
+    @property
+    def study(self) -> Path:
+        return self.path / "study.yaml"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def bundle(self) -> Path:
+        return self.path / "bundle"
+
+    @property
+    def history(self) -> Path:
+        return self.path / "history.jsonl"
+
+    @property
+    def evaluation(self) -> Path:
+        return self.path / "evaluation"
+
+    @property
+    def facts(self) -> Path:
+        """JSON: MLflow run id, hashes, what was selected."""
+        return self.path / "run.json"
+
+    def read_facts(self) -> dict[str, Any]:
+        return json.loads(self.facts.read_text(encoding="utf-8")) if self.facts.is_file() else {}
+
+    def add_facts(self, facts: Mapping[str, Any]) -> None:
+        write_atomic(self.facts, json.dumps({**self.read_facts(), **facts}, indent=2, sort_keys=True) + "\n")
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """One process group at a time (E-RUN-LOCK); only rank 0 holds the lock."""
+        if dist.rank() != 0:
+            yield
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(self.path / ".lock", timeout=0):
+                yield
+        except Timeout as error:
+            raise UserError("E-RUN-LOCK", "another process is training in this folder", "wait for it, or change the seed or the name",
+                            where=str(self.path)) from error
+
+
+def device_of(name: str) -> torch.device:
+    """``auto``: the local rank's GPU if there is one, else the CPU."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("E-DEV-CUDA", "no CUDA device is available", "set fit.device: auto", where="fit.device")
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if name not in ("auto", "cuda"):
+        raise UserError("E-DEV-NAME", f"unknown device {name!r}", "choose auto, cpu or cuda", where="fit.device")
+    torch.cuda.set_device(dist.local_rank())
+    return torch.device("cuda", dist.local_rank())
+
+
+def train(study: Study, *, runs: Path = Path("runs"), fresh: bool = False, say: Say = print) -> RunFolder:
+    """Train a study, or continue or confirm the run that these very settings already have in ``runs``."""
+    run = RunFolder.of(study, runs)
+    with dist.process_group(), run.locked():
+        if study.fit.threads is not None:
+            torch.set_num_threads(study.fit.threads)
+        prepared = prepare(study)
+        identity = {"config_sha256": study.sha256, "split_sha256": prepared.split.sha256,
+                    "manifest_sha256": prepared.manifest.sha256, "world_size": dist.world(), "threads": torch.get_num_threads(),
+                    "torch": str(torch.__version__), "timm": timm.__version__, "medmtl": __version__}
+        found = None if fresh else _found(run, identity, say)
+        if found is not None and found["progress"]["finished"] and run.bundle.joinpath("spec.yaml").is_file():
+            say(f"this run is finished: {run.bundle} (change the seed or another key, or use --fresh, to train again)")
+            return run
+        if dist.rank() == 0:
+            write_atomic(run.study, to_yaml(study))
+        _say_study(prepared, run, say)
+        with _tracked(prepared, run, identity, fresh) as callbacks:
+            trainer = _build(prepared, run, identity, callbacks, say)
+            if found is not None:
+                trainer.restore(found)
+                say(f"resuming at epoch {trainer.progress.epoch + 1}, step {trainer.progress.step}")
+            trainer.fit()
+            _finish(prepared, run, trainer, identity, callbacks, say)
+    return run
+
+
+def _found(run: RunFolder, identity: Mapping[str, Any], say: Say) -> dict[str, Any] | None:
+    """The state to continue from, refused when it belongs to other data, another split or another number of processes."""
+    latest = checkpoint.load_latest(run.checkpoints)
+    if latest is None:
+        return None
+    state, _, warnings = latest
+    for warning in warnings:
+        say(f"warning: {warning}")
+    before = state["identity"]
+    strict = ("config_sha256", "split_sha256", "manifest_sha256", "world_size")
+    changed = [f"{key} was {before.get(key)}, is {identity[key]}" for key in strict if before.get(key) != identity[key]]
+    if changed:
+        raise UserError("E-RUN-CHANGED", "the run cannot be continued: " + "; ".join(changed),
+                        "restore what changed, or start over with --fresh", where=str(run.path))
+    loose = [f"{key} was {before.get(key)}, is {identity[key]}" for key in identity if before.get(key) != identity[key]]
+    if loose:
+        say("warning: resuming is exact only with the same " + "; ".join(loose))
+    return state
+
+
+def _say_study(prepared: Prepared, run: RunFolder, say: Say) -> None:
+    parts = ", ".join(f"{name} {len(cases)} cases in {len({c.group for c in cases})} groups" for name, cases in prepared.split.parts().items())
+    say(f"run {run.path}\nsplit: {parts}; {len(prepared.domains)} training domains")
+    for name, counts in label_counts(prepared).items():
+        say(f"  {name}: labelled " + ", ".join(f"{part} {count}" for part, count in counts.items()))
+
+
+@contextmanager
+def _tracked(prepared: Prepared, run: RunFolder, identity: Mapping[str, Any], fresh: bool) -> Iterator[Callbacks]:
+    """Progress, history and MLflow on rank 0; nothing elsewhere. The run in MLflow ends with the status of the block."""
+    study = prepared.study
+    if dist.rank() != 0:
+        yield Callbacks()
+        return
+    callbacks: list[Callback] = [ProgressBar(), History(run.history)]
+    if not study.tracking.enabled:
+        yield Callbacks(callbacks)
+        return
+    from medmtl.engine.mlflow import Tracker  # mlflow takes seconds to import
+
+    hashes = {key: value for key, value in identity.items() if key.endswith("sha256")}
+    tags = {**hashes, "medmtl.version": __version__, "seed": study.seed, "study": study.name}
+    resume = None if fresh else run.read_facts().get("mlflow_run_id")
+    with Tracker.open(study.tracking, run_name=run.path.name, folder=run.path, tags=tags, params=plain(study), resume_run_id=resume) as tracker:
+        run.add_facts({"mlflow_run_id": tracker.run_id, **hashes})
+        for part, cases in prepared.split.parts().items():
+            frame = pd.DataFrame([{"domain": c.domain or None, **{f"target.{k}": v for k, v in c.targets.items()}} for c in cases])
+            tracker.log_dataset(frame, name=f"{study.name}-{part}", digest=prepared.manifest.sha256, context=part)
+        yield Callbacks([*callbacks, tracker])
+
+
+def _build(prepared: Prepared, run: RunFolder, identity: Mapping[str, Any], callback: Callback, say: Say) -> Trainer:
+    study, spec = prepared.study, prepared.spec
+    device = device_of(study.fit.device)
+    if study.loader.batch_size % dist.world():
+        raise UserError("E-CFG-BATCH", f"loader.batch_size {study.loader.batch_size} is not a multiple of {dist.world()} processes",
+                        "it counts the samples of all processes together", where="loader.batch_size")
+    if len(prepared.split.train) < study.loader.batch_size * study.optim.accumulate:
+        raise UserError("E-CFG-BATCH", f"{len(prepared.split.train)} training cases do not fill one step of "
+                        f"{study.loader.batch_size} x {study.optim.accumulate}", "lower loader.batch_size", where="loader")
+    torch.manual_seed(counted("init", study.seed))
+    model = spec.build(load_weights=True)
+    frozen = freeze_unreached(model, spec)
+    if frozen:
+        say(f"{frozen} encoder parameters are read by no head and stay as they are")
+    model = model.to(device, memory_format=torch.channels_last) if study.fit.channels_last else model.to(device)
+    main = [task for task in spec.tasks.values() if not task.auxiliary]
+    balancer = study.balance.build(len(main)).to(device)
+    objective = Objective(model, spec.tasks, balancer, getattr(study.balance, "shared", "all"))
+    training = prepared.dataset(prepared.split.train, augment=True)
+    validation = prepared.dataset(prepared.split.val)
+    if study.loader.cache == "memory":
+        training.fill()
+        validation.fill()
+    order = EpochOrder(len(training), study.loader.batch_size, seed=study.seed, weights=study.sampler.weights(prepared.split.train),
+                       rank=dist.rank(), world=dist.world())
+    monitor = study.monitored
+
+    def validate(candidate: nn.Module) -> Mapping[str, float]:
+        return validation_metrics(candidate, prepared, validation, device)
+
+    return Trainer(
+        objective=objective, optimizer=study.optim.build(model.encoder, list(model.heads.values()), balancer),
+        average=average(model, study.optim.ema), loader=train_loader(training, order, workers=study.loader.workers, pin=device.type == "cuda"),
+        order=order, optim=study.optim, config=study.fit, monitor=monitor,
+        higher_is_better=describe(monitor.partition(".")[2]).higher_is_better, validate=validate, callback=callback,
+        folder=run.checkpoints, seed=study.seed, device=device, identity=dict(identity))
+
+
+def freeze_unreached(model: MultiTaskModel, spec: ModelSpec) -> int:
+    """Freeze parameters that no head's output depends on (finer levels of a pyramid when every head pools).
+
+    DistributedDataParallel waits for every trainable parameter, and weight decay would shrink them for nothing.
+    Returns how many numbers were frozen.
+    """
+    model.eval()
+    outputs = model(example_input(spec))
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    gradients = torch.autograd.grad(sum(output.sum() for output in outputs.values()), trainable, allow_unused=True)
+    unreached = [p for p, gradient in zip(trainable, gradients, strict=True) if gradient is None]
+    for parameter in unreached:
+        parameter.requires_grad_(False)
+    model.train()
+    return sum(p.numel() for p in unreached)
+
+
+def validation_metrics(model: nn.Module, prepared: Prepared, dataset: Any, device: torch.device) -> dict[str, float]:
+    """``<task>.<metric>`` on validation, one view, the cases shared out over the ranks."""
+    study = prepared.study
+    predictor = Predictor(model, prepared.spec, device=device, precision=study.fit.precision, views="identity")
+    mine = range(dist.rank(), len(dataset), dist.world())
+    table = pd.concat(dist.gather(predictor.table(dataset, batch_size=study.loader.evaluation_batch_size, indices=mine)))
+    metrics: dict[str, float] = {}
+    for name, task in prepared.spec.tasks.items():
+        rows = table[table["task"] == name].sort_values("case_id")
+        metrics |= {f"{name}.{metric}": value for metric, value in summary(task, rows).items()}
+        if len(prepared.domains) > 1 and rows["target"].notna().any():
+            metrics |= _by_domain(name, task, rows)
+    return metrics
+
+
+def _by_domain(name: str, task: Any, rows: pd.DataFrame) -> dict[str, float]:
+    """The first headline metric in each domain, ``<task>.<metric>.<domain>``."""
+    metric = task.headline[0]
+    return {f"{name}.{metric}.{domain}": summary(task, part)[metric] for domain, part in rows.groupby("domain") if domain
+            and part["target"].notna().any()}
+
+
+def _finish(prepared: Prepared, run: RunFolder, trainer: Trainer, identity: Mapping[str, Any], callbacks: Callbacks, say: Say) -> None:
+    """Take the best checkpoint, freeze thresholds on validation, write the bundle (rank 0)."""
+    if dist.rank() != 0:
+        return
+    p, study = trainer.progress, prepared.study
+    best = checkpoint.load(run.checkpoints / checkpoint.BEST) if p.best is not None else trainer.state()
+    weights = best["model"] if best["average"] is None else {
+        key.removeprefix("module."): value for key, value in best["average"].items() if key != "n_averaged"}
+    model = prepared.spec.build()
+    model.load_state_dict(weights)
+    model = model.to(memory_format=torch.channels_last) if study.fit.channels_last else model
+    predictor = Predictor(model, prepared.spec, device=trainer.device, precision=study.fit.precision)
+    table = predictor.table(prepared.dataset(prepared.split.val), batch_size=study.loader.evaluation_batch_size)
+    spec = freeze_thresholds(prepared.spec, table)
+    selected = {"monitor": trainer.monitor, "value": p.best, "epoch": p.best_epoch, "epochs_trained": p.epoch, "steps": p.step}
+    provenance = {**identity, "study": study.name, "seed": study.seed, "selected": selected, "python": platform.python_version(),
+                  "training": {"cases": len(prepared.split.train), "domains": list(prepared.domains)}}
+    identifier = save_bundle(run.bundle, spec, model, provenance=provenance, card=_card(prepared, spec, selected))
+    run.add_facts({"bundle_id": identifier, "selected": selected})
+    say(f"best {trainer.monitor} on validation: {p.best if p.best is None else round(p.best, 4)} (epoch {p.best_epoch + 1}); bundle {identifier} in {run.bundle}")
+    tracker = next((member for member in callbacks.members if hasattr(member, "log_model")), None)
+    if tracker is not None:
+        size = study.preprocess.window or study.preprocess.resize or (64, 64)
+        example = np.zeros((1, *size, study.preprocess.channels), np.uint8)
+        tracker.log_folder(run.bundle, "bundle")
+        tracker.log_file(run.study)
+        tracker.log_model(run.bundle, example)
+
+
+def freeze_thresholds(spec: ModelSpec, validation: pd.DataFrame) -> ModelSpec:
+    """The specification with every binary task's decision threshold chosen on a validation table."""
+    tasks = {name: task.freeze(validation[validation["task"] == name]) if isinstance(task, Classification) else task
+             for name, task in spec.tasks.items()}
+    return spec.model_copy(update={"tasks": tasks})
+
+
+def _card(prepared: Prepared, spec: ModelSpec, selected: Mapping[str, Any]) -> str:
+    """The model card; ``{bundle_id}`` is filled in when the bundle is written."""
+    counts = label_counts(prepared)
+    tasks = "\n".join(f"- `{name}` ({task.kind}{', auxiliary' if task.auxiliary else ''}): labels in train {counts[name]['train']}, "
+                      f"validation {counts[name]['val']}" for name, task in spec.tasks.items())
+    thresholds = "\n".join(f"- `{name}`: {task.positive or task.classes[-1]} from probability {task.threshold:.4f}"
+                           for name, task in spec.tasks.items() if isinstance(task, Classification) and task.threshold is not None)
+    size = " x ".join(map(str, spec.preprocess.window or spec.preprocess.resize or ())) or "any"
+    return f"""# {prepared.study.name} ({{bundle_id}})
+
+Research use only; not a medical device. Written by medmtl {__version__}.
+
+## Model
+Encoder `{spec.encoder.name}`, input {size} pixels, {spec.preprocess.channels} channels; predictions averaged over the views `{spec.views}`.
+
+## Tasks
+{tasks}
+
+## Decision thresholds, chosen on validation
+{thresholds or "- none"}
+
+## Data
+Trained on {len(prepared.split.train)} cases of {len({c.group for c in prepared.split.train})} groups from the domains:
+{", ".join(prepared.domains) or "unknown"}. Selected by {selected["monitor"]} = {selected["value"]} on {len(prepared.split.val)} validation cases.
+
+## Limits
+Images from other scanners, stains or sites, of other magnification, or prepared otherwise may be read wrongly without a
+warning. Evaluate on your own data before any use: `medmtl evaluate`.
+"""

@@ -1,0 +1,62 @@
+"""Per-sample losses, [B], scaled so that a constant, uninformed prediction costs about 1."""
+
+from math import log
+
+import torch
+import torch.nn.functional as F
+from monai.losses import DiceLoss
+from torch import Tensor
+
+
+def cross_entropy(logits_BK: Tensor, target_B: Tensor, *, class_weights: Tensor | None = None, smoothing: float = 0.0) -> Tensor:
+    """w_y * CE(softmax(logits), smoothed y) / log K; 1 for equal logits when the weights average 1 over the prior."""
+    K = logits_BK.shape[1]
+    # cross_entropy(weight=, label_smoothing=) weighs the smoothed terms by *their* class; the weight of a sample is its own.
+    loss = F.cross_entropy(logits_BK, target_B, reduction="none", label_smoothing=smoothing) / log(K)
+    return loss if class_weights is None else class_weights.to(loss)[target_B] * loss
+
+
+def focal(logits_BK: Tensor, target_B: Tensor, *, gamma: float, class_weights: Tensor | None = None) -> Tensor:
+    """w_y (1 - p_y)^gamma * CE (Lin et al. 2017, eq. 5), divided by its value at equal logits.
+
+    p_y is the unweighted probability: implementations that exponentiate a class-weighted log-probability do not compute
+    the paper's loss.
+    """
+    K = logits_BK.shape[1]
+    log_p = F.log_softmax(logits_BK, 1).gather(1, target_B[:, None])[:, 0]
+    loss = -((1 - log_p.exp()).clamp(min=0) ** gamma) * log_p / ((1 - 1 / K) ** gamma * log(K))
+    return loss if class_weights is None else class_weights.to(loss)[target_B] * loss
+
+
+def dice_cross_entropy(logits: Tensor, target: Tensor, *, class_weights: Tensor | None = None) -> Tensor:
+    """Half soft Dice over the foreground classes, half cross-entropy / log K; [B, K, *S] and [B, *S] -> [B].
+
+    Dice is smoothed by 1 (MONAI's ``smooth_nr`` and ``smooth_dr``), so an image without foreground has a finite
+    gradient that lowers false positives.
+    """
+    K = logits.shape[1]
+    ce = F.cross_entropy(logits, target, weight=None if class_weights is None else class_weights.to(logits), reduction="none")
+    soft = DiceLoss(softmax=True, to_onehot_y=True, include_background=False, reduction="none", smooth_nr=1.0, smooth_dr=1.0)
+    dice = soft(logits, target[:, None])
+    return 0.5 * ce.flatten(1).mean(1) / log(K) + 0.5 * dice.flatten(1).mean(1)
+
+
+def regression(output_B: Tensor, standard_B: Tensor, *, kind: str) -> Tensor:
+    """Loss of a standardised prediction: ``mse`` (z-scored target), ``l1`` or ``huber`` (target / mean absolute deviation)."""
+    match kind:
+        case "mse":
+            return F.mse_loss(output_B, standard_B, reduction="none")
+        case "l1":
+            return F.l1_loss(output_B, standard_B, reduction="none")
+        case "huber":  # 0.5 at |z| = 1; doubled, so that the scale of the target costs 1
+            return 2 * F.huber_loss(output_B, standard_B, reduction="none")
+    raise ValueError(f"unknown regression loss {kind!r}")
+
+
+def masked_mean(per_sample_B: Tensor, labelled_B: Tensor, count: Tensor, world: int) -> Tensor:
+    """Mean over the labelled samples of all ranks, given their all-reduced ``count``.
+
+    DDP averages gradients over ranks, hence the factor ``world``. Unlabelled samples contribute an exact zero, so a
+    placeholder cannot change loss or gradient by a bit.
+    """
+    return torch.where(labelled_B, per_sample_B, 0.0).sum() * world / count.clamp(min=1)

@@ -1,0 +1,183 @@
+"""One typed file per study, and what it becomes with its data: split, fitted tasks, data sets."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import Field, model_validator
+
+from medmtl.balance import AnyBalancer, FixedConfig
+from medmtl.bundle import ModelSpec
+from medmtl.config import Config, digest, plain
+from medmtl.data.augment import Augment
+from medmtl.data.case import Case, Manifest, read_manifest
+from medmtl.data.loader import CaseDataset, LoaderConfig, labels
+from medmtl.data.preprocess import Preprocess
+from medmtl.data.sampler import SamplerConfig
+from medmtl.data.split import AnySplit, ColumnSplit, Split, check_duplicates, split_cases
+from medmtl.data.target import Target
+from medmtl.engine.callbacks import TrackingConfig
+from medmtl.engine.fit import FitConfig
+from medmtl.engine.optim import OptimConfig
+from medmtl.errors import UserError
+from medmtl.models.encoder import AnyEncoder, TimmConfig
+from medmtl.models.views import ViewSet
+from medmtl.tasks import AnyTask
+from medmtl.tasks.domain import Domain
+
+HARMLESS = ("loader.workers", "loader.cache", "loader.evaluation_batch_size", "tracking", "evaluation", "fit.device",
+            "fit.checkpoint_minutes", "fit.threads")  # keys that may change between a run and its resumption
+
+
+class DataConfig(Config):
+    """Where the cases are and how they are divided."""
+
+    manifest: str
+    split: AnySplit = ColumnSplit()
+    stratify: str | None = None  # target column whose classes are spread evenly over the parts; None: the first task's
+    check_duplicates: bool = True  # refuse images with equal bytes in two parts
+
+
+class EvaluationConfig(Config):
+    """Intervals and galleries of the report."""
+
+    resamples: int = Field(1000, ge=100)
+    level: float = Field(0.95, gt=0.5, lt=1)
+    gallery: int = Field(12, ge=0)  # worst errors shown per task
+
+
+class Study(Config):
+    """Everything that defines a run."""
+
+    name: str
+    seed: int = Field(0, ge=0)
+    data: DataConfig
+    preprocess: Preprocess = Preprocess()
+    augment: Augment = Augment()
+    encoder: AnyEncoder = TimmConfig()
+    tasks: dict[str, AnyTask] = Field(min_length=1)
+    balance: AnyBalancer = FixedConfig()
+    sampler: SamplerConfig = SamplerConfig()
+    loader: LoaderConfig = LoaderConfig()
+    optim: OptimConfig = OptimConfig()
+    fit: FitConfig = FitConfig()
+    views: ViewSet = "identity"  # what validation thresholds, evaluation and inference average over
+    evaluation: EvaluationConfig = EvaluationConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not self.name or set(self.name) - set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-."):
+            raise ValueError(f"name {self.name!r} becomes a folder: use letters, digits, '-', '_', '.'")
+        task = self.monitored.partition(".")[0]
+        if task not in self.tasks:
+            raise ValueError(f"fit.monitor {self.monitored!r} names no task; write <task>.<metric> with one of {list(self.tasks)}")
+        return self
+
+    @property
+    def monitored(self) -> str:
+        """The validation metric that selects the model, ``<task>.<metric>``."""
+        if self.fit.monitor is not None:
+            return self.fit.monitor
+        name, task = next(iter(self.tasks.items()))
+        return f"{name}.{task.headline[0]}"
+
+    def alone(self, name: str) -> "Study":
+        """The same study with one task only, everything else equal: the control of every multi-task claim."""
+        if name not in self.tasks:
+            raise UserError("E-CFG-TASK", f"the study has no task {name!r}", f"choose one of {', '.join(self.tasks)}",
+                            where="--single-task")
+        task = self.tasks[name].model_copy(update={"weight": 1.0, "auxiliary": False})
+        first, _, _ = self.monitored.partition(".")
+        monitor = self.fit.monitor if first == name else None
+        stratify = self.data.stratify or self.stratify
+        return self.model_copy(update={
+            "name": f"{self.name}-only-{name}", "tasks": {name: task}, "fit": self.fit.model_copy(update={"monitor": monitor}),
+            "data": self.data.model_copy(update={"stratify": stratify})})
+
+    @property
+    def stratify(self) -> str:
+        """The target column that the split and nothing else looks at."""
+        name, task = next(iter(self.tasks.items()))
+        return self.data.stratify or task.target or name
+
+    def tree(self) -> dict[str, Any]:
+        """Plain data without the keys that do not change what is computed."""
+        tree = plain(self)
+        for path in HARMLESS:
+            group, _, key = path.partition(".")
+            if key:
+                tree[group].pop(key, None)
+            else:
+                tree.pop(group, None)
+        return tree
+
+    @property
+    def sha256(self) -> str:
+        return digest(self.tree())
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A study with its data: the manifest, who is where, and the specification with everything fitted on train labels."""
+
+    study: Study
+    manifest: Manifest
+    split: Split
+    spec: ModelSpec
+    domains: tuple[str, ...]  # of the training part
+
+    @property
+    def targets(self) -> dict[str, Target]:
+        """Target column -> reader; the domain is no column."""
+        return {task.target or name: task.reader() for name, task in self.spec.tasks.items() if not isinstance(task, Domain)}
+
+    def dataset(self, cases: tuple[Case, ...], *, augment: bool = False) -> CaseDataset:
+        """The samples of some cases, augmented for training or plain."""
+        return CaseDataset(cases, self.manifest.root, self.targets, self.domains, self.spec.preprocess,
+                           augment=self.study.augment if augment else None, seed=self.study.seed, cache=self.study.loader.cache)
+
+
+def prepare(study: Study) -> Prepared:
+    """Read the manifest, split it, and fit the tasks on the training labels. Nothing of val or test is looked at."""
+    manifest = read_manifest(Path(study.data.manifest))
+    _check_columns(study, manifest)
+    split = split_cases(manifest, study.data.split, stratify=study.stratify)
+    if study.data.check_duplicates:
+        check_duplicates(manifest, split)
+    domains = tuple(sorted({case.domain for case in split.train} - {""}))
+    tasks = {name: _fitted(name, task, split, manifest, domains) for name, task in study.tasks.items()}
+    spec = ModelSpec(preprocess=study.preprocess, encoder=study.encoder, tasks=tasks, views=study.views)
+    return Prepared(study, manifest, split, spec, domains)
+
+
+def _check_columns(study: Study, manifest: Manifest) -> None:
+    for name, task in study.tasks.items():
+        column = task.target or name
+        if not isinstance(task, Domain) and column not in manifest.targets:
+            raise UserError("E-CFG-TARGET", f"task {name!r} needs column target.{column}, the manifest has "
+                            f"{', '.join('target.' + t for t in manifest.targets) or 'no target'}",
+                            f"set tasks.{name}.target or add the column", where=manifest.name)
+
+
+def _fitted(name: str, task: AnyTask, split: Split, manifest: Manifest, domains: tuple[str, ...]) -> AnyTask:
+    """The task resolved on training labels; refused where it could not be learned or selected."""
+    if isinstance(task, Domain):
+        if len(domains) < 2:
+            raise UserError("E-CFG-DOMAIN", f"the training part has {len(domains)} domain(s), task {name!r} needs two",
+                            "fill the manifest's domain column or remove the task", where=f"tasks.{name}")
+        known = task.model_copy(update={"classes": domains})
+        return known.fit([domains.index(case.domain) for case in split.train if case.domain])
+    column, reader = task.target or name, task.reader()
+    found = labels(split.train, column, reader, manifest.root)
+    if not found:
+        raise UserError("E-CFG-LABELS", f"no training case has a label for task {name!r}", "add labels or remove the task",
+                        where=f"{manifest.name} target.{column}")
+    return task.fit(found)
+
+
+def label_counts(prepared: Prepared) -> Mapping[str, Mapping[str, int]]:
+    """Per task, how many cases of each part are labelled: printed before training."""
+    return {name: {part: sum((bool(case.domain) if isinstance(task, Domain) else (task.target or name) in case.targets) for case in cases)
+                   for part, cases in prepared.split.parts().items()} for name, task in prepared.spec.tasks.items()}

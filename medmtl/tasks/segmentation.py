@@ -1,0 +1,85 @@
+"""A class for every pixel or voxel."""
+
+from collections.abc import Sequence
+from typing import Any, Literal, Self
+
+import numpy as np
+import pandas as pd
+import torch
+from pydantic import model_validator
+from torch import Tensor, nn
+
+from medmtl import losses, metrics
+from medmtl.data.target import MaskTarget
+from medmtl.mask_metrics import mask_scores
+from medmtl.models.decoder import DecoderConfig
+from medmtl.tasks.base import EncoderShape, Task
+
+
+class Segmentation(Task):
+    """K classes per pixel; the first is the background. Loss: half soft Dice, half cross-entropy."""
+
+    kind: Literal["segmentation"] = "segmentation"
+    classes: tuple[str, ...]
+    decoder: DecoderConfig = DecoderConfig()
+    class_weights: tuple[float, ...] | None = None
+    spacing_mm: tuple[float, ...] | None = None  # pixel spacing of the network's input; None: distances are in pixels
+    prior: tuple[float, ...] | None = None  # share of each class over the training pixels, resolved by fit
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if len(self.classes) < 2 or len(set(self.classes)) != len(self.classes):
+            raise ValueError(f"classes must be two or more different names, background first, found {list(self.classes)}")
+        if self.class_weights is not None and len(self.class_weights) != len(self.classes):
+            raise ValueError(f"class_weights has {len(self.class_weights)} numbers for {len(self.classes)} classes")
+        return self
+
+    @property
+    def headline(self) -> tuple[str, ...]:
+        return tuple(f"{metric}.{name}" for name in self.classes[1:] for metric in ("dice", "hd95"))
+
+    def reader(self) -> MaskTarget:
+        return MaskTarget(self.classes)
+
+    def fit(self, labels: Sequence[Any]) -> Self:
+        """Resolve ``prior`` from label images [*S]."""
+        if not labels:
+            return self
+        counts = sum(np.bincount(np.asarray(label).ravel(), minlength=len(self.classes)) for label in labels)
+        return self.model_copy(update={"prior": tuple(float(p) for p in counts / np.sum(counts))})
+
+    def head(self, encoder: EncoderShape) -> nn.Module:
+        """Logits [B, K, *S]; the bias starts at the log prior."""
+        module = self.decoder.build(encoder.channels, encoder.strides, len(self.classes))
+        if self.prior is not None:
+            with torch.no_grad():
+                module.predict.bias.copy_(torch.tensor(self.prior).clamp(min=1e-3).log())
+        return module
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        weights = None if self.class_weights is None else torch.tensor(self.class_weights)
+        return losses.dice_cross_entropy(output, target, class_weights=weights)
+
+    def decode(self, output: Tensor) -> Tensor:
+        return output.softmax(1)
+
+    def row(self, decoded: Tensor, target: Tensor | None) -> dict[str, float | str]:
+        """Foreground fractions as ``target`` and ``prediction``; Dice, IoU and HD95 per foreground class."""
+        predicted = decoded.argmax(0)
+        row: dict[str, float | str] = {"prediction": float((predicted > 0).float().mean())}
+        if target is None:
+            return row
+        scores = mask_scores(predicted.cpu().numpy(), target.cpu().numpy(), classes=self.classes, spacing=self.spacing_mm)
+        return {**row, "target": float((target > 0).float().mean()), **scores}
+
+    def metrics(self, table: pd.DataFrame, weights: np.ndarray) -> dict[str, np.ndarray]:
+        """Means over cases; HD95 over the cases where it is defined."""
+        columns = [f"{metric}.{name}" for name in self.classes[1:] for metric in ("dice", "iou", "hd95")]
+        return {column: metrics.weighted_nanmean(table[column].to_numpy(float), weights) for column in columns}
+
+    def constant(self, table: pd.DataFrame) -> pd.DataFrame:
+        """Background everywhere: Dice 1 where there is nothing to find, else 0."""
+        empty = table["target"].to_numpy(float) == 0
+        scores = {f"{metric}.{name}": empty.astype(float) for name in self.classes[1:] for metric in ("dice", "iou")}
+        distances = {f"hd95.{name}": np.where(empty, 0.0, np.nan) for name in self.classes[1:]}
+        return table.assign(prediction=0.0, **scores, **distances)

@@ -1,0 +1,224 @@
+"""Every metric equals scikit-learn or scipy on the samples repeated as often as their weights say."""
+
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from scipy import stats as scipy_stats
+from sklearn import metrics as sk
+
+from medmtl import metrics
+from medmtl.errors import UserError
+from medmtl.stats import cluster_weights
+
+RNG = np.random.default_rng(0)
+N = 120
+TARGET = (RNG.random(N) < 0.3).astype(float)
+SCORE = np.clip(np.round(0.3 * TARGET + RNG.random(N) * 0.7, 2), 0, 1)  # two decimals: many ties
+WEIGHTS = np.concatenate([np.ones((1, N)), cluster_weights(RNG.integers(0, 30, N), resamples=12, seed=0)])
+
+
+def _repeated(row: int, *arrays: np.ndarray) -> list[np.ndarray]:
+    return [np.repeat(array, WEIGHTS[row].astype(int), axis=0) for array in arrays]
+
+
+def _ece(outcome: np.ndarray, confidence: np.ndarray) -> float:
+    """Straight from the definition, bin by bin."""
+    gap = 0.0
+    for b in range(15):
+        inside = (confidence >= b / 15) & ((confidence < (b + 1) / 15) | (b == 14))
+        if inside.any():
+            gap += inside.mean() * abs(outcome[inside].mean() - confidence[inside].mean())
+    return gap
+
+
+BINARY: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+    "balanced_accuracy": lambda y, p: sk.balanced_accuracy_score(y, p >= 0.4),
+    "auroc": sk.roc_auc_score,
+    "auprc": sk.average_precision_score,
+    "sensitivity": lambda y, p: sk.recall_score(y, p >= 0.4),
+    "specificity": lambda y, p: sk.recall_score(y, p >= 0.4, pos_label=0),
+    "f1": lambda y, p: sk.f1_score(y, p >= 0.4),
+    "accuracy": lambda y, p: sk.accuracy_score(y, p >= 0.4),
+    "brier": sk.brier_score_loss,
+    "ece": _ece,
+}
+
+
+def test_binary_metrics_equal_scikit_learn_on_repeated_samples() -> None:
+    ours = metrics.binary(TARGET, SCORE, 0.4, WEIGHTS)
+    assert set(ours) == set(BINARY)
+    for row in range(len(WEIGHTS)):
+        y, p = _repeated(row, TARGET, SCORE)
+        for name, oracle in BINARY.items():
+            assert ours[name][row] == pytest.approx(oracle(y, p), abs=1e-12), (name, row)
+
+
+@pytest.mark.parametrize("scores", [np.full(N, 0.5), TARGET, 1 - TARGET, RNG.random(N)])
+def test_ranking_metrics_of_extreme_scores(scores: np.ndarray) -> None:
+    ours = metrics.binary(TARGET, scores, 0.5, np.ones((1, N)))
+    assert ours["auroc"][0] == pytest.approx(sk.roc_auc_score(TARGET, scores))
+    assert ours["auprc"][0] == pytest.approx(sk.average_precision_score(TARGET, scores))
+
+
+def test_fractional_weights_are_scikit_learns_sample_weight() -> None:
+    weights = RNG.random((1, N))
+    ours = metrics.binary(TARGET, SCORE, 0.4, weights)
+    assert ours["auroc"][0] == pytest.approx(sk.roc_auc_score(TARGET, SCORE, sample_weight=weights[0]))
+    assert ours["auprc"][0] == pytest.approx(sk.average_precision_score(TARGET, SCORE, sample_weight=weights[0]))
+    assert ours["brier"][0] == pytest.approx(sk.brier_score_loss(TARGET, SCORE, sample_weight=weights[0]))
+
+
+@pytest.mark.parametrize(("present", "undefined"), [
+    (0.0, {"balanced_accuracy", "auroc", "auprc", "sensitivity"}),
+    (1.0, {"balanced_accuracy", "auroc", "specificity"}),
+])  # fmt: skip
+def test_one_class_leaves_exactly_these_undefined(present: float, undefined: set[str]) -> None:
+    ours = metrics.binary(np.full(5, present), np.linspace(0, 1, 5), 0.5, np.ones((2, 5)))
+    assert {name for name, value in ours.items() if np.isnan(value).all()} == undefined
+    assert all(value.shape == (2,) for value in ours.values())
+
+
+def test_a_resample_that_misses_a_class_is_nan_and_its_neighbours_are_not() -> None:
+    weights = np.array([[1.0, 1, 1], [3, 0, 0], [0, 0, 0]])
+    ours = metrics.binary([0, 1, 1], [0.2, 0.7, 0.9], 0.5, weights)
+    assert np.array_equal(np.isnan(ours["auroc"]), [False, True, True])
+    assert np.array_equal(np.isnan(ours["accuracy"]), [False, False, True])
+
+
+def test_a_missing_value_is_never_averaged_silently() -> None:
+    with pytest.raises(AssertionError, match="missing"):
+        metrics.binary([0, 1], [np.nan, 0.5], 0.5, np.ones((1, 2)))
+
+
+K = 4
+LABELS = RNG.choice(K, size=N, p=[0.6, 0.25, 0.1, 0.05])
+PROBABILITIES = RNG.dirichlet(np.ones(K), size=N) * 0.6 + 0.4 * np.eye(K)[LABELS] * RNG.random((N, 1))
+PROBABILITIES /= PROBABILITIES.sum(axis=1, keepdims=True)
+
+MULTICLASS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+    "balanced_accuracy": lambda y, p: sk.balanced_accuracy_score(y, p.argmax(1)),
+    "auroc": lambda y, p: np.mean([sk.roc_auc_score(y == k, p[:, k]) for k in np.unique(y)]),
+    "macro_f1": lambda y, p: sk.f1_score(y, p.argmax(1), average="macro"),
+    "accuracy": lambda y, p: sk.accuracy_score(y, p.argmax(1)),
+    "cohen_kappa": lambda y, p: sk.cohen_kappa_score(y, p.argmax(1)),
+    "brier": lambda y, p: sk.brier_score_loss(y, p, labels=range(K), scale_by_half=False),
+    "ece": lambda y, p: _ece((p.argmax(1) == y).astype(float), p.max(1)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*y_pred contains classes not in y_true.*")
+def test_multiclass_metrics_equal_scikit_learn_on_repeated_samples() -> None:
+    ours = metrics.multiclass(LABELS, PROBABILITIES, WEIGHTS)
+    assert set(ours) == set(MULTICLASS)
+    assert min(len(np.unique(_repeated(row, LABELS)[0])) for row in range(len(WEIGHTS))) >= 2
+    for row in range(len(WEIGHTS)):
+        y, p = _repeated(row, LABELS, PROBABILITIES)
+        for name, oracle in MULTICLASS.items():
+            assert ours[name][row] == pytest.approx(oracle(y, p), abs=1e-9), (name, row)
+
+
+def test_classes_that_do_not_occur_are_left_out_of_the_means() -> None:
+    probabilities = np.array([[0.8, 0.1, 0.1], [0.2, 0.7, 0.1], [0.6, 0.3, 0.1]])
+    ours = metrics.multiclass([0, 1, 1], probabilities, np.ones((1, 3)))
+    assert ours["balanced_accuracy"][0] == pytest.approx(0.75)
+    assert ours["auroc"][0] == pytest.approx(1.0)
+    one = metrics.multiclass([1, 1], probabilities[1:], np.ones((1, 2)))
+    assert np.isnan(one["auroc"][0])
+    assert np.isfinite(one["brier"][0])
+    assert np.isnan(metrics.multiclass([0], probabilities[:1], np.ones((1, 1)))["cohen_kappa"][0]), "chance is certain"
+
+
+VALUE = np.round(RNG.normal(30, 8, N))
+PREDICTED = np.round(VALUE * 0.6 + RNG.normal(10, 5, N))
+REGRESSION: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+    "mae": sk.mean_absolute_error,
+    "rmse": sk.root_mean_squared_error,
+    "r2": sk.r2_score,
+    "pearson": lambda y, p: scipy_stats.pearsonr(y, p).statistic,
+    "spearman": lambda y, p: scipy_stats.spearmanr(y, p).statistic,
+}
+
+
+def test_regression_metrics_equal_scikit_learn_and_scipy_on_repeated_samples() -> None:
+    ours = metrics.regression(VALUE, PREDICTED, WEIGHTS)
+    assert set(ours) == set(REGRESSION)
+    for row in range(len(WEIGHTS)):
+        y, p = _repeated(row, VALUE, PREDICTED)
+        for name, oracle in REGRESSION.items():
+            assert ours[name][row] == pytest.approx(oracle(y, p), abs=1e-9), (name, row)
+
+
+def test_a_constant_has_no_correlation_and_no_r2_but_an_error() -> None:
+    values = np.array([0.1, 0.1, 0.1, 5.0])
+    weights = np.array([[1.0, 1, 1, 0], [1, 1, 1, 1]])
+    ours = metrics.regression(values, np.array([1.0, 2.0, 4.0, 3.0]), weights)
+    for name in ("r2", "pearson", "spearman"):
+        assert np.array_equal(np.isnan(ours[name]), [True, False]), name
+    assert np.isfinite(ours["mae"]).all()
+    flat = metrics.regression([1.0, 2.0, 3.0], [2.0, 2.0, 2.0], np.ones((1, 3)))
+    assert np.isnan(flat["pearson"][0])
+    assert flat["r2"][0] == pytest.approx(0.0), "predicting the mean explains nothing, but is defined"
+
+
+def test_a_large_offset_costs_no_precision() -> None:
+    ours = metrics.regression(VALUE + 1e7, PREDICTED + 1e7, np.ones((1, N)))
+    assert ours["r2"][0] == pytest.approx(sk.r2_score(VALUE, PREDICTED), abs=1e-6)
+    assert ours["pearson"][0] == pytest.approx(scipy_stats.pearsonr(VALUE, PREDICTED).statistic, abs=1e-6)
+
+
+def test_nothing_at_all_is_nan_and_not_a_crash() -> None:
+    empty, weights = np.zeros(0), np.zeros((2, 0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = [
+            metrics.binary(empty, empty, 0.5, weights),
+            metrics.multiclass(empty, np.zeros((0, 3)), weights),
+            metrics.regression(empty, empty, weights),
+        ]
+    assert all(np.isnan(value).all() for group in found for value in group.values())
+
+
+def test_weighted_nanmean_skips_nan_and_is_nan_without_weight() -> None:
+    weights = np.array([[1.0, 1, 1], [0, 2, 1], [0, 5, 0]])
+    ours = metrics.weighted_nanmean([1.0, np.nan, 4.0], weights)
+    assert ours[:2] == pytest.approx([2.5, 4.0])
+    assert np.isnan(ours[2])
+
+
+def test_best_threshold_beats_every_other_cut() -> None:
+    found = metrics.best_threshold(TARGET, SCORE)
+    cuts = np.linspace(0, 1, 2001)
+    best = max(sk.balanced_accuracy_score(TARGET, SCORE >= cut) for cut in cuts)
+    assert sk.balanced_accuracy_score(TARGET, SCORE >= found) == pytest.approx(best)
+    order = RNG.permutation(N)
+    assert metrics.best_threshold(TARGET[order], SCORE[order]) == found
+
+
+def test_best_threshold_is_the_midpoint_nearest_a_half() -> None:
+    assert metrics.best_threshold([0, 1], [0.2, 0.4]) == pytest.approx(0.3)
+    assert metrics.best_threshold([0, 1, 0, 1], [0.1, 0.3, 0.7, 0.9]) == pytest.approx(0.2)  # 0.2 and 0.8 are as good
+    assert metrics.best_threshold([1, 0], [0.2, 0.8]) == pytest.approx(0.1)  # upside down: one class, 0.1 and 0.9
+    assert metrics.best_threshold([1, 1], [0.9, 0.8]) == 0.5
+    near = np.nextafter(0.25, 1)
+    found = metrics.best_threshold([0, 1], [0.25, near])
+    assert 0.25 < found <= near
+
+
+def test_every_metric_is_described_and_classes_inherit() -> None:
+    made = {*BINARY, *MULTICLASS, *REGRESSION, "dice", "iou", "hd95"}
+    assert made == set(metrics.METRICS)
+    assert metrics.describe("dice.nucleus").label == "Dice nucleus"
+    assert not metrics.describe("hd95.nucleus").higher_is_better
+    for name, entry in metrics.METRICS.items():
+        assert entry.description, name
+        assert entry.label, name
+    with pytest.raises(UserError, match="auroc"):
+        metrics.describe("dise")
+
+
+def test_is_better_follows_the_direction_of_the_metric() -> None:
+    assert metrics.is_better("auroc", 0.9, 0.8)
+    assert metrics.is_better("brier", 0.1, 0.2)
+    assert not metrics.is_better("hd95.lesion", 3.0, 3.0)

@@ -1,0 +1,1 @@
+"""Worked studies: each turns a public data set into a manifest."""

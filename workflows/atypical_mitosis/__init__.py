@@ -1,0 +1,1 @@
+"""Atypical against normal mitotic figures across scanners (AMi-Br, MIDOG 2025 track 2)."""
