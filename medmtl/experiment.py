@@ -6,12 +6,12 @@ import platform
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import timm
 import torch
 from filelock import FileLock, Timeout
 from torch import nn
@@ -117,7 +117,7 @@ def train(study: Study, *, runs: Path = Path("runs"), fresh: bool = False, say: 
         prepared = prepare(study)
         identity = {"config_sha256": study.sha256, "split_sha256": prepared.split.sha256,
                     "manifest_sha256": prepared.manifest.sha256, "world_size": dist.world(), "threads": torch.get_num_threads(),
-                    "torch": str(torch.__version__), "timm": timm.__version__, "medmtl": __version__}
+                    "torch": str(torch.__version__), "timm": version("timm"), "medmtl": __version__}
         found = None if fresh else _found(run, identity, say)
         if found is not None and found["progress"]["finished"] and run.bundle.joinpath("spec.yaml").is_file():
             say(f"this run is finished: {run.bundle} (change the seed or another key, or use --fresh, to train again)")

@@ -33,6 +33,7 @@ for _name, _value in {
     "MLFLOW_UV_AUTO_DETECT": "false",  # it would copy uv.lock of the current folder into the model
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # 7 with back-off is minutes of a training step; we spool and retry
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
 }.items():

@@ -22,7 +22,7 @@ _STYLE = """
 :root { --ink: #111827; --soft: #6b7280; --line: #e5e7eb; --blue: #0072b2; }
 * { box-sizing: border-box; }
 body { font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; color: var(--ink);
-  max-width: 1120px; margin: 0 auto; padding: 2rem 1.25rem 4rem; background: #fff; }
+  max-width: 1200px; margin: 0 auto; padding: 2rem 1.25rem 4rem; background: #fff; }
 h1 { font-size: 1.7rem; margin: 0 0 .25rem; } h2 { font-size: 1.25rem; margin: 2.5rem 0 .5rem;
   border-bottom: 2px solid var(--blue); padding-bottom: .2rem; } h3 { font-size: 1rem; margin: 1.5rem 0 .4rem; }
 .banner { background: #fff4e5; border-left: 4px solid #d55e00; padding: .5rem .9rem; margin: .8rem 0; font-weight: 600;
@@ -31,8 +31,9 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; mar
 dt { color: var(--soft); } dd { margin: 0; font-family: ui-monospace, "DejaVu Sans Mono", monospace;
   overflow-wrap: anywhere; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .88rem; margin: .3rem 0 .8rem; min-width:
-40%; } th, td { padding: .32rem .65rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap;
-  font-variant-numeric: tabular-nums; } th { color: var(--soft); font-weight: 600; vertical-align: bottom; }
+40%; } th, td { padding: .32rem .5rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap;
+  font-variant-numeric: tabular-nums; } th { color: var(--soft); font-weight: 600;
+  vertical-align: bottom; white-space: normal; }
 th:first-child, td:first-child, .text { text-align: left; } small { color: var(--soft); }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 430px), 1fr)); gap: 1.2rem;
   align-items: start; } figure { margin: 0; } .wide { grid-column: 1 / -1; }
@@ -167,11 +168,11 @@ def _domains(entry: Mapping[str, Any]) -> str:
     """A row per domain; the shade of a cell runs from the worst (orange) to the best (blue) domain of its column."""
     metrics = list(entry["overall"])
     shades = {metric: _shades(metric, entry["domains"]) for metric in metrics}
-    rows = [
-        [escape(domain), str(max((cell["n"] for cell in cells.values()), default=0)),
-         *((_value(cells[metric], narrow=True), shades[metric].get(domain, "")) if metric in cells else "-" for metric in metrics)]
-        for domain, cells in entry["domains"].items()
-    ]  # fmt: skip
+    rows: list[list[str | tuple[str, str]]] = []
+    for domain, cells in entry["domains"].items():
+        count = max((cell["n"] for cell in cells.values()), default=0)
+        values = [(_value(cells[metric], narrow=True), shades[metric].get(domain, "")) for metric in metrics]
+        rows.append([escape(domain), str(count), *values])
     return _table(("domain", "cases", *(_name(metric) for metric in metrics)), rows)
 
 
@@ -278,7 +279,7 @@ def _number(value: float | None) -> str:
 
 def _name(metric: str) -> str:
     entry = describe(metric)
-    return f"{escape(entry.label)} {'↑' if entry.higher_is_better else '↓'}"
+    return f"{escape(entry.label)}&nbsp;{'↑' if entry.higher_is_better else '↓'}"
 
 
 def _meaning(metric: str) -> str:

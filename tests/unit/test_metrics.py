@@ -190,8 +190,8 @@ def test_weighted_nanmean_skips_nan_and_is_nan_without_weight() -> None:
 def test_best_threshold_beats_every_other_cut() -> None:
     found = metrics.best_threshold(TARGET, SCORE)
     cuts = np.linspace(0, 1, 2001)
-    best = max(sk.balanced_accuracy_score(TARGET, SCORE >= cut) for cut in cuts)
-    assert sk.balanced_accuracy_score(TARGET, SCORE >= found) == pytest.approx(best)
+    best = max(sk.balanced_accuracy_score(TARGET, cut <= SCORE) for cut in cuts)
+    assert sk.balanced_accuracy_score(TARGET, found <= SCORE) == pytest.approx(best)
     order = RNG.permutation(N)
     assert metrics.best_threshold(TARGET[order], SCORE[order]) == found
 

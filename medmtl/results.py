@@ -1,0 +1,332 @@
+"""A trained run on its test cases: case table, metrics with intervals, report; and what two or more runs say together."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from medmtl.bundle import Bundle, ModelSpec, load_bundle
+from medmtl.config import load
+from medmtl.engine.callbacks import read_history
+from medmtl.errors import SafetyRefusal, UserError
+from medmtl.evaluation import plots
+from medmtl.evaluation.compare import compare_tables, format_comparison
+from medmtl.evaluation.report import write_report
+from medmtl.evaluation.summary import evaluate_table
+from medmtl.experiment import RunFolder, device_of, freeze_thresholds
+from medmtl.files import write_atomic
+from medmtl.io.raster import read_image
+from medmtl.predictor import Predictor
+from medmtl.study import Prepared, Study, prepare
+from medmtl.tasks import AnyTask
+from medmtl.tasks.classification import ClassificationBase
+from medmtl.tasks.regression import Regression
+from medmtl.tasks.segmentation import Segmentation
+
+Say = Callable[[str], None]
+CASES, RESULT, REPORT = "cases.csv", "evaluation.json", "report.html"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation wrote, and its numbers."""
+
+    folder: Path
+    result: Mapping[str, Any]
+    table: pd.DataFrame
+    tasks: Mapping[str, AnyTask]
+
+    @property
+    def report(self) -> Path:
+        return self.folder / REPORT
+
+
+def evaluate_run(run: RunFolder, *, say: Say = print) -> Evaluation:
+    """Evaluate a run's bundle on the test part of its own study; validation is predicted too, for comparisons.
+
+    Refuses (exit 6) when manifest or split are not those of training. Every reading of the test set is counted in
+    ``run.json`` and stated in the report.
+    """
+    if not run.study.is_file():
+        raise UserError("E-EVAL-RUN", "no study.yaml", "give the folder of a run (runs/...), or train first", where=str(run.path))
+    study = load(Study, run.study)
+    bundle = load_bundle(run.bundle)
+    prepared = prepare(study)
+    _same_data(prepared, bundle)
+    predictor = Predictor.of(bundle, device=device_of(study.fit.device), precision=study.fit.precision)
+    tables = {part: predictor.table(prepared.dataset(cases), batch_size=study.loader.evaluation_batch_size)
+              for part, cases in (("val", prepared.split.val), ("test", prepared.split.test))}
+    readings = int(run.read_facts().get("test_evaluations", 0)) + 1
+    run.add_facts({"test_evaluations": readings})
+    provenance = {**_provenance(bundle, prepared), "test set read": f"{readings} time(s) by this run"}
+    evaluation = _write(run.evaluation, study, bundle.spec, tables, prepared, provenance, _history_figures(run), say)
+    with _reopened(study, run) as tracker:
+        if tracker is not None:
+            tracker.log_metrics(dict(_flat(evaluation.result)))
+            tracker.log_folder(run.evaluation, "evaluation")
+    return evaluation
+
+
+def evaluate_ensemble(runs: Sequence[RunFolder], out: Path, *, say: Say = print) -> Evaluation:
+    """Average the predictions of evaluated runs of one study on the test cases they share; thresholds are chosen again.
+
+    Thresholds come from the validation tables: a case is averaged over the runs that validated on it (for folds: the
+    one model that did not train on it).
+    """
+    if len(runs) < 2:
+        raise UserError("E-ENS-RUNS", "an ensemble needs two runs or more", "name them", where="ensemble")
+    tables = [read_cases(run.evaluation / CASES) for run in runs]
+    first = load_bundle(runs[0].bundle)
+    study, prepared = load(Study, runs[0].study), prepare(load(Study, runs[0].study))
+    averaged = average_tables(tables, first.spec)
+    val, test = (averaged[averaged["split"] == part] for part in ("val", "test"))
+    if len(test) != len(tables[0][tables[0]["split"] == "test"]):
+        raise UserError("E-ENS-TEST", "the runs have different test cases", "combine runs of one test set", where="ensemble")
+    spec = freeze_thresholds(first.spec, val)
+    ids = ", ".join(load_bundle(run.bundle).id for run in runs)
+    parts = {"val": val, "test": decide(test, spec)}
+    provenance = {**_provenance(first, prepared), "bundle": f"mean of {len(runs)}: {ids}"}
+    return _write(out, study, spec, parts, prepared, provenance, {}, say)
+
+
+def average_tables(tables: Sequence[pd.DataFrame], spec: ModelSpec) -> pd.DataFrame:
+    """One row per case and task: numbers of the prediction are means over the tables that hold the case in that part.
+
+    Dense tasks are left out: their scores belong to one model's masks and cannot be averaged.
+    """
+    flat = [name for name, task in spec.tasks.items() if not isinstance(task, Segmentation)]
+    together = pd.concat([table[table["task"].isin(flat)] for table in tables], ignore_index=True)
+    numbers = [c for c in together.columns if c == "prediction" or c.startswith("p.")]
+    keys = ["task", "split", "case_id"]
+    groups = together.groupby(keys, sort=False, dropna=False)
+    result = groups.first().drop(columns=numbers).join(groups[numbers].mean()).reset_index()
+    if (groups["target"].nunique() > 1).any():
+        raise UserError("E-ENS-TARGET", "the runs disagree about a label", "combine runs of one manifest", where="ensemble")
+    return decide(result, spec)
+
+
+def decide(table: pd.DataFrame, spec: ModelSpec) -> pd.DataFrame:
+    """The table with each classification's predicted label taken from its probabilities and the specification's thresholds."""
+    import torch
+
+    result = table.copy()
+    for name, task in spec.tasks.items():
+        if isinstance(task, ClassificationBase):
+            mine = result["task"] == name
+            chosen = [task.decide(torch.tensor(p)) for p in task.probabilities(result[mine])]
+            result.loc[mine, "prediction"] = np.array(chosen, dtype=float)
+            result.loc[mine, "predicted_label"] = [task.classes[i] for i in chosen]
+    return result
+
+
+def compare_runs(a: Path, b: Path, out: Path | None, *, resamples: int = 1000) -> tuple[Mapping[str, Any], str]:
+    """The paired difference b - a on the test cases that two evaluated runs (or evaluation folders) share, with intervals."""
+    tables, tasks = zip(*(_evaluated(place) for place in (a, b)), strict=True)
+    shared = {name: task for name, task in tasks[0].items() if name in tasks[1]}
+    if not shared:
+        raise UserError("E-CMP-TASKS", f"the runs share no task ({', '.join(tasks[0])}; {', '.join(tasks[1])})",
+                        "compare runs of one study", where="compare")
+    test = [table[(table["split"] == "test") & table["task"].isin(shared)] for table in tables]
+    comparison = compare_tables(*test, shared, tasks_b={name: tasks[1][name] for name in shared}, resamples=resamples)
+    labels = (a.name, b.name) if a.name != b.name else ("A", "B")
+    text = format_comparison(comparison, labels=labels)
+    if out is not None:
+        write_atomic(out / "comparison.json", _json({"a": a.name, "b": b.name, **comparison}))
+        write_atomic(out / "comparison.txt", text)
+        plots.save(plots.comparison_figure(comparison, labels=labels), out, "comparison")
+    return comparison, text
+
+
+def _evaluated(place: Path) -> tuple[pd.DataFrame, Mapping[str, AnyTask]]:
+    """Case table and tasks of a run folder or an evaluation folder."""
+    folder = place if (place / CASES).is_file() else place / "evaluation"
+    if not (folder / CASES).is_file() or not (folder / "tasks.yaml").is_file():
+        raise UserError("E-CMP-CASES", f"no {CASES}", "run `medmtl evaluate` on it first", where=str(place))
+    return read_cases(folder / CASES), load(ModelSpec, folder / "tasks.yaml").tasks
+
+
+def read_cases(path: Path) -> pd.DataFrame:
+    """A case table that was written as CSV; ids and labels stay text, an empty domain stays empty."""
+    if not path.is_file():
+        raise UserError("E-EVAL-CASES", "no such case table", "run `medmtl evaluate` first", where=str(path))
+    text = {"case_id": str, "group": str, "domain": str, "split": str, "task": str}
+    return pd.read_csv(path, dtype=text, keep_default_na=True, float_precision="round_trip").fillna({"domain": "", "split": ""})
+
+
+def _same_data(prepared: Prepared, bundle: Bundle) -> None:
+    found = {"manifest_sha256": prepared.manifest.sha256, "split_sha256": prepared.split.sha256}
+    changed = [key for key, value in found.items() if bundle.provenance.get(key) != value]
+    if changed:
+        raise SafetyRefusal("E-EVAL-DATA", f"{' and '.join(changed)} are not those of training: test cases may have been trained on",
+                            "restore the manifest, or train again", where=prepared.manifest.name)
+
+
+def _provenance(bundle: Bundle, prepared: Prepared) -> dict[str, str]:
+    p = bundle.provenance
+    return {"bundle": bundle.id, "study": prepared.study.name, "seed": str(prepared.study.seed), "manifest": str(p.get("manifest_sha256", ""))[:16],
+            "split": str(p.get("split_sha256", ""))[:16], "configuration": str(p.get("config_sha256", ""))[:16],
+            "medmtl": str(p.get("medmtl", "")), "torch": str(p.get("torch", ""))}
+
+
+def _write(folder: Path, study: Study, spec: ModelSpec, tables: Mapping[str, pd.DataFrame], prepared: Prepared,
+           provenance: Mapping[str, str], more: Mapping[str, Figure], say: Say) -> Evaluation:
+    """``cases.csv``, ``evaluation.json``, ``tasks.yaml``, figures and ``report.html`` of the test table."""
+    test = tables["test"]
+    e = study.evaluation
+    result = {"provenance": dict(provenance), **evaluate_table(test, spec.tasks, resamples=e.resamples, level=e.level)}
+    both = pd.concat([tables["val"], test], ignore_index=True)
+    write_atomic(folder / CASES, both.to_csv(index=False, lineterminator="\n"))
+    write_atomic(folder / RESULT, _json(result))
+    from medmtl.config import to_yaml
+
+    write_atomic(folder / "tasks.yaml", to_yaml(spec))
+    figures = {**test_figures(test, spec, result), **_galleries(test, spec, prepared, e.gallery), **more}
+    for name, figure in figures.items():
+        plots.save(figure, folder / "figures", name.replace("/", "-"))
+    notes = [f"{len(prepared.split.train)} training, {len(prepared.split.val)} validation and {test['case_id'].nunique()} test cases; "
+             f"no group is in two of them. Thresholds were chosen on validation. Predictions are averaged over the views '{spec.views}'."]
+    write_report(folder / REPORT, title=study.name, evaluation=result, table=test, figures=figures, provenance=provenance, notes=notes)
+    say(format_result(result))
+    return Evaluation(folder, result, test, spec.tasks)
+
+
+def format_result(result: Mapping[str, Any]) -> str:
+    """The headline of every task as a plain table: value, interval, constant control, worst domain."""
+    lines = [("task", "metric", "value", "95 % interval" if result["bootstrap"]["level"] == 0.95 else "interval", "constant", "worst domain")]
+    for name, task in result["tasks"].items():
+        for metric in task["headline"]:
+            cell, worst = task["overall"].get(metric), task["worst_domain"].get(metric)
+            if cell is None:
+                continue
+            interval = "" if cell["low"] is None else f"{cell['low']:.3f} to {cell['high']:.3f}"
+            control = task["control"]["constant"].get(metric)
+            lines.append((name, metric, _number(cell["value"]), interval, _number(control),
+                          f"{_number(worst['value'])} ({worst['domain']})" if worst else ""))
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def test_figures(table: pd.DataFrame, spec: ModelSpec, result: Mapping[str, Any]) -> dict[str, Figure]:
+    """The plots of every task that a reader expects, named ``<task>/<plot>``."""
+    figures: dict[str, Figure] = {}
+    for name, task in spec.tasks.items():
+        rows = table[(table["task"] == name) & table["target"].notna()]
+        if isinstance(task, ClassificationBase):
+            positive = getattr(task, "positive", None) or (task.classes[-1] if len(task.classes) == 2 else None)
+            figures |= {f"{name}/roc": plots.roc(rows, classes=task.classes),
+                        f"{name}/precision_recall": plots.precision_recall(rows, classes=task.classes),
+                        f"{name}/calibration": plots.calibration(rows, positive=positive),
+                        f"{name}/confusion": plots.confusion(rows, classes=task.classes)}
+        elif isinstance(task, Regression):
+            figures[f"{name}/agreement"] = plots.agreement(rows, unit=task.unit)
+        elif isinstance(task, Segmentation):
+            figures[f"{name}/dice"] = plots.mask_distribution(rows)
+        for metric in task.headline[:2]:
+            figures[f"{name}/domains_{metric}"] = plots.domain_bars(result, name, metric)
+    return figures
+
+
+def _galleries(table: pd.DataFrame, spec: ModelSpec, prepared: Prepared, count: int) -> dict[str, Figure]:
+    """The worst errors of every task that is not auxiliary, as images."""
+    cases = {case.case_id: case for case in prepared.split.test}
+    figures = {}
+    for name, task in spec.tasks.items():
+        rows = table[(table["task"] == name) & table["target"].notna()]
+        if task.auxiliary or rows.empty or not count:
+            continue
+        worst = rows.assign(error=error_size(rows, task)).sort_values(["error", "case_id"], ascending=[False, True]).head(count)
+        items = [(_thumbnail(prepared, cases[row.case_id].image), f"{row.case_id}\n{_caption(row, task)}") for row in worst.itertuples()]
+        figures[f"{name}/worst_errors"] = plots.worst_errors(items)
+    return figures
+
+
+def error_size(rows: pd.DataFrame, task: AnyTask) -> np.ndarray:
+    """How wrong each labelled row is: 1 - p(true class), |error|, or 1 - mean Dice."""
+    if isinstance(task, ClassificationBase):
+        p = task.probabilities(rows)
+        return 1 - p[np.arange(len(rows)), rows["target"].to_numpy(int)]
+    if isinstance(task, Segmentation):
+        return 1 - rows[[f"dice.{name}" for name in task.classes[1:]]].mean(axis=1).to_numpy()
+    return np.abs(rows["prediction"] - rows["target"]).to_numpy(float)
+
+
+def _caption(row: Any, task: AnyTask) -> str:
+    if isinstance(task, ClassificationBase):
+        return f"{row.target_label}, said {row.predicted_label}\nerror {row.error:.2f}"
+    if isinstance(task, Regression):
+        return f"{row.target:.3g}, said {row.prediction:.3g}"
+    return f"1 - Dice {row.error:.2f}"
+
+
+def _thumbnail(prepared: Prepared, image: str) -> np.ndarray:
+    array = read_image(prepared.manifest.path(image), channels=prepared.spec.preprocess.channels)
+    colour = np.repeat(array[:1], 3, 0) if array.shape[0] != 3 else array
+    return np.round(np.moveaxis(colour, 0, -1) * 255).astype(np.uint8)
+
+
+def _history_figures(run: RunFolder) -> dict[str, Figure]:
+    """Learning curves, and the mean cosine between the tasks' gradients where it was recorded."""
+    rows = pd.DataFrame(read_history(run.history), columns=["epoch", "step", "name", "value"])
+    if rows.empty:
+        return {}
+    shown = rows[rows["name"].str.startswith(("train.", "val."))].groupby(["epoch", "name"], sort=False).last().reset_index()
+    parts = shown["name"].str.split(".")
+    shown = shown[parts.str.len() <= 3 + shown["name"].str.contains("dice|iou|hd95")]
+    shown = shown.assign(name=shown["name"].str.replace(".", "/", n=1, regex=False))
+    headline = shown[shown["name"].str.endswith(("loss", "auroc", "balanced_accuracy", "mae", "pearson")) | shown["name"].str.contains("dice")]
+    figures = {"learning_curves": plots.loss_curves(headline)}
+    cosines = rows[rows["name"].str.startswith("cosine.")]
+    if len(cosines):
+        pairs = cosines.groupby("name")["value"].mean()
+        names = list(dict.fromkeys(part for name in pairs.index for part in reversed(name.split(".")[1:])))
+        matrix = np.eye(len(names))
+        for name, value in pairs.items():
+            i, j = (names.index(part) for part in str(name).split(".")[1:])
+            matrix[i, j] = matrix[j, i] = value
+        figures["gradient_cosine"] = plots.gradient_cosine(matrix, names)
+    return figures
+
+
+def _flat(result: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """Metrics for MLflow: ``test.<task>.<metric>``, its interval, each domain and the worst one."""
+    for name, task in result["tasks"].items():
+        for metric, cell in task["overall"].items():
+            for key, suffix in (("value", ""), ("low", ".low"), ("high", ".high")):
+                if cell[key] is not None:
+                    yield f"test.{name}.{metric}{suffix}", cell[key]
+        for metric in task["headline"]:
+            for domain, cells in task["domains"].items():
+                if metric in cells and cells[metric]["value"] is not None:
+                    yield f"test.{name}.{metric}.{domain}", cells[metric]["value"]
+            worst = task["worst_domain"].get(metric)
+            if worst and worst["value"] is not None:
+                yield f"test.{name}.{metric}.worst_domain", worst["value"]
+
+
+@contextmanager
+def _reopened(study: Study, run: RunFolder) -> Iterator[Any]:
+    """The run in MLflow once more, or None where it was not tracked."""
+    run_id = run.read_facts().get("mlflow_run_id")
+    if not study.tracking.enabled or run_id is None:
+        yield None
+        return
+    from medmtl.engine.mlflow import Tracker
+
+    config = study.tracking.model_copy(update={"system_metrics": False})
+    with Tracker.open(config, run_name=run.path.name, folder=run.path, tags={}, params={}, resume_run_id=run_id) as tracker:
+        yield tracker
+
+
+def _json(tree: Mapping[str, Any]) -> str:
+    return json.dumps(tree, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
