@@ -26,7 +26,7 @@ from medmtl.engine.callbacks import Callback, Callbacks, History, Progress as Pr
 from medmtl.engine.fit import Trainer
 from medmtl.engine.objective import Objective
 from medmtl.engine.optim import average
-from medmtl.errors import UserError
+from medmtl.errors import TrainingInterrupted, UserError
 from medmtl.files import write_atomic
 from medmtl.metrics import describe
 from medmtl.models.multitask import MultiTaskModel
@@ -169,21 +169,39 @@ def _tracked(prepared: Prepared, run: RunFolder, identity: Mapping[str, Any], fr
     if dist.rank() != 0:
         yield Callbacks()
         return
-    callbacks: list[Callback] = [ProgressBar(), History(run.history)]
-    if not study.tracking.enabled:
-        yield Callbacks(callbacks)
-        return
+    callbacks = Callbacks([ProgressBar(), History(run.history)])
+    with _finishing(callbacks):
+        if study.tracking.enabled:
+            callbacks.members.append(_open_tracker(prepared, run, identity, fresh))
+        yield callbacks
+
+
+@contextmanager
+def _finishing(callbacks: Callbacks) -> Iterator[None]:
+    """Tell the callbacks how the block ended: FINISHED, KILLED (a signal) or FAILED."""
+    try:
+        yield
+    except BaseException as error:
+        callbacks.finished("KILLED" if isinstance(error, TrainingInterrupted | KeyboardInterrupt | SystemExit) else "FAILED")
+        raise
+    callbacks.finished("FINISHED")
+
+
+def _open_tracker(prepared: Prepared, run: RunFolder, identity: Mapping[str, Any], fresh: bool) -> Callback:
+    """The run in MLflow, new or continued, with settings, hashes and the data it uses."""
     from medmtl.engine.mlflow import Tracker  # mlflow takes seconds to import
 
+    study = prepared.study
     hashes = {key: value for key, value in identity.items() if key.endswith("sha256")}
     tags = {**hashes, "medmtl.version": __version__, "seed": study.seed, "study": study.name}
     resume = None if fresh else run.read_facts().get("mlflow_run_id")
-    with Tracker.open(study.tracking, run_name=run.path.name, folder=run.path, tags=tags, params=plain(study), resume_run_id=resume) as tracker:
-        run.add_facts({"mlflow_run_id": tracker.run_id, **hashes})
-        for part, cases in prepared.split.parts().items():
-            frame = pd.DataFrame([{"domain": c.domain or None, **{f"target.{k}": v for k, v in c.targets.items()}} for c in cases])
-            tracker.log_dataset(frame, name=f"{study.name}-{part}", digest=prepared.manifest.sha256, context=part)
-        yield Callbacks([*callbacks, tracker])
+    tracker = Tracker.open(study.tracking, experiment=study.tracking.experiment or study.name.partition("-only-")[0],
+                           run_name=run.path.name, folder=run.path, tags=tags, params=plain(study), resume_run_id=resume)
+    run.add_facts({"mlflow_run_id": tracker.run_id, **hashes})
+    for part, cases in prepared.split.parts().items():
+        frame = pd.DataFrame([{"domain": c.domain or None, **{f"target.{k}": v for k, v in c.targets.items()}} for c in cases])
+        tracker.log_dataset(frame, name=f"{study.name}-{part}", digest=prepared.manifest.sha256, context=part)
+    return tracker
 
 
 def _build(prepared: Prepared, run: RunFolder, identity: Mapping[str, Any], callback: Callback, say: Say) -> Trainer:

@@ -1,22 +1,22 @@
 """A trained run on its test cases: case table, metrics with intervals, report; and what two or more runs say together."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
+import torch
 
 from medmtl.bundle import Bundle, ModelSpec, load_bundle
-from medmtl.config import load
+from medmtl.config import load, to_yaml
 from medmtl.engine.callbacks import read_history
 from medmtl.errors import SafetyRefusal, UserError
 from medmtl.evaluation import plots
+from medmtl.evaluation.plots import Figure
 from medmtl.evaluation.compare import compare_tables, format_comparison
 from medmtl.evaluation.report import write_report
 from medmtl.evaluation.summary import evaluate_table
@@ -114,8 +114,6 @@ def average_tables(tables: Sequence[pd.DataFrame], spec: ModelSpec) -> pd.DataFr
 
 def decide(table: pd.DataFrame, spec: ModelSpec) -> pd.DataFrame:
     """The table with each classification's predicted label taken from its probabilities and the specification's thresholds."""
-    import torch
-
     result = table.copy()
     for name, task in spec.tasks.items():
         if isinstance(task, ClassificationBase):
@@ -184,8 +182,6 @@ def _write(folder: Path, study: Study, spec: ModelSpec, tables: Mapping[str, pd.
     both = pd.concat([tables["val"], test], ignore_index=True)
     write_atomic(folder / CASES, both.to_csv(index=False, lineterminator="\n"))
     write_atomic(folder / RESULT, _json(result))
-    from medmtl.config import to_yaml
-
     write_atomic(folder / "tasks.yaml", to_yaml(spec))
     figures = {**test_figures(test, spec, result), **_galleries(test, spec, prepared, e.gallery), **more}
     for name, figure in figures.items():
@@ -321,7 +317,7 @@ def _reopened(study: Study, run: RunFolder) -> Iterator[Any]:
     if not study.tracking.enabled or run_id is None:
         yield None
         return
-    from medmtl.engine.mlflow import Tracker
+    from medmtl.engine.mlflow import Tracker  # mlflow takes seconds to import
 
     config = study.tracking.model_copy(update={"system_metrics": False})
     with Tracker.open(config, run_name=run.path.name, folder=run.path, tags={}, params={}, resume_run_id=run_id) as tracker:

@@ -24,13 +24,13 @@ class TrackingConfig(Config):
     """Where runs are recorded. It lives here, not beside the tracker, so that reading a config does not import MLflow.
 
     ``uri`` None: ``$MLFLOW_TRACKING_URI``, else ``sqlite:///mlflow.db`` in the current folder. ``artifacts`` None:
-    ``mlartifacts`` beside that data base; for a server the server decides.
+    ``mlartifacts`` beside that data base; for a server the server decides. ``experiment`` None: the study's name.
     """
 
     enabled: bool = True
     uri: str | None = None
     artifacts: str | None = None
-    experiment: str = "medmtl"
+    experiment: str | None = None
     system_metrics: bool = True
 
     def places(self) -> tuple[str, str | None]:
@@ -64,7 +64,7 @@ class Callback(Protocol):
     """Told what happens, in order, on rank 0 only. Subclass it and write the methods that are needed.
 
     ``started`` gets the facts of the run; those known here, all optional: ``epochs``, ``steps_per_epoch``,
-    ``images_per_step``, and where it starts or resumes: ``epoch`` (0 at first) and ``step`` (steps already done).
+    ``images_per_step``, ``monitor`` (the validation metric that selects), and where it starts or resumes: ``epoch`` (0 at first) and ``step`` (steps already done).
     ``step`` is counted from 1 over the whole run. ``finished`` gets FINISHED, FAILED or KILLED.
     """
 
@@ -173,6 +173,8 @@ class Progress(Callback):
     def _note(self, metrics: Mapping[str, float]) -> str:
         name = "loss" if "loss" in metrics else next((key for key in metrics if key.endswith("loss")), None)
         notes = [] if name is None else [f"{name} {metrics[name]:.4g}"]
+        monitor = f"val.{self.facts.get('monitor')}"
+        notes += [f"{monitor} {metrics[monitor]:.4f}"] if monitor in metrics else []
         seconds = time.monotonic() - self._began
         if "images_per_step" in self.facts and self._done and seconds > 0:
             notes.insert(0, f"{self._done * int(self.facts['images_per_step']) / seconds:.1f} images/s")

@@ -107,7 +107,7 @@ class Trainer:
     def fit(self) -> Progress:
         """Train to the end, or until early stopping; raises :class:`TrainingInterrupted` after a signal, state saved."""
         facts = {"epochs": self.optim.epochs, "steps_per_epoch": self.steps_per_epoch, "images_per_step":
-                 self.order.batch_size * self.optim.accumulate, "epoch": self.progress.epoch, "step": self.progress.step,
+                 self.order.batch_size * self.optim.accumulate, "epoch": self.progress.epoch, "step": self.progress.step, "monitor": self.monitor,
                  "device": str(self.device), "world_size": dist.world(), "threads": torch.get_num_threads()}
         self.callback.started(facts)
         with _signals() as caught:
@@ -189,10 +189,10 @@ class Trainer:
         values = dist.mean(losses.losses.clone()).tolist()
         record = {f"train.{name}.loss": value for name, value, present in
                   zip(self.objective.tasks, values, losses.present.tolist(), strict=True) if present}
-        for name, value in record.items():
+        total = float(dist.mean(losses.scalar.detach().clone()))
+        for name, value in {"loss": total, **record}.items():
             p.sums[name] = p.sums.get(name, 0.0) + value
             p.counts[name] = p.counts.get(name, 0) + 1
-        total = float(dist.mean(losses.scalar.detach().clone()))
         self.callback.step(p.step, {"loss": total, "learning_rate": self.rate, **record, **self._conflicts(losses)})
 
     def _conflicts(self, losses: Losses) -> dict[str, float]:
@@ -208,6 +208,7 @@ class Trainer:
         self.objective.balancer.end_epoch()
         self._average_buffers()
         metrics: dict[str, float] = {name: total / p.counts[name] for name, total in p.sums.items()}
+        metrics = {"loss": metrics.pop("loss", float("nan")), **metrics}
         images = self.steps_per_epoch * self.optim.accumulate * self.order.batch_size
         metrics |= {"epoch.seconds": seconds, "epoch.images_per_second": images / max(seconds, 1e-9),
                     "epoch.data_wait_share": self.waited_s / max(self.stepped_s, 1e-9), "epoch.skipped_steps": p.skipped_steps}

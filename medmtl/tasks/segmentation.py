@@ -64,13 +64,14 @@ class Segmentation(Task):
         return output.softmax(1)
 
     def row(self, decoded: Tensor, target: Tensor | None) -> dict[str, float | str]:
-        """Foreground fractions as ``target`` and ``prediction``; Dice, IoU and HD95 per foreground class."""
+        """Foreground fractions as ``target`` and ``prediction``; true area, Dice, IoU and HD95 per foreground class."""
         predicted = decoded.argmax(0)
         row: dict[str, float | str] = {"prediction": float((predicted > 0).float().mean())}
         if target is None:
             return row
         scores = mask_scores(predicted.cpu().numpy(), target.cpu().numpy(), classes=self.classes, spacing=self.spacing_mm)
-        return {**row, "target": float((target > 0).float().mean()), **scores}
+        shares = {f"area.{name}": float((target == k).float().mean()) for k, name in enumerate(self.classes) if k}
+        return {**row, "target": float((target > 0).float().mean()), **shares, **scores}
 
     def metrics(self, table: pd.DataFrame, weights: np.ndarray) -> dict[str, np.ndarray]:
         """Means over cases; HD95 over the cases where it is defined."""
@@ -78,8 +79,10 @@ class Segmentation(Task):
         return {column: metrics.weighted_nanmean(table[column].to_numpy(float), weights) for column in columns}
 
     def constant(self, table: pd.DataFrame) -> pd.DataFrame:
-        """Background everywhere: Dice 1 where there is nothing to find, else 0."""
-        empty = table["target"].to_numpy(float) == 0
-        scores = {f"{metric}.{name}": empty.astype(float) for name in self.classes[1:] for metric in ("dice", "iou")}
-        distances = {f"hd95.{name}": np.where(empty, 0.0, np.nan) for name in self.classes[1:]}
-        return table.assign(prediction=0.0, **scores, **distances)
+        """Background everywhere: Dice 1 for a class that is not there to find, else 0."""
+        columns: dict[str, np.ndarray] = {}
+        for name in self.classes[1:]:
+            empty = table[f"area.{name}"].to_numpy(float) == 0
+            columns |= {f"dice.{name}": empty.astype(float), f"iou.{name}": empty.astype(float),
+                        f"hd95.{name}": np.where(empty, 0.0, np.nan)}
+        return table.assign(prediction=0.0, **columns)

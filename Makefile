@@ -1,0 +1,76 @@
+# make help lists the targets. Everything is installed into .venv by the first target that needs it.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON   ?= python3
+VENV     ?= .venv
+WORKFLOW ?= atypical_mitosis
+CONFIG   ?= configs/$(WORKFLOW).yaml
+DATA     ?= data/$(WORKFLOW)
+ARGS     ?=
+PROCESSES ?= 1
+
+RUN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+LAUNCH := $(if $(filter-out 1,$(PROCESSES)),$(RUN)/torchrun --standalone --nproc-per-node=$(PROCESSES) -m medmtl,$(RUN)/medmtl)
+
+.PHONY: help install demo test check format prepare train single evaluate predict ui config bench clean
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@echo "  variables: WORKFLOW=$(WORKFLOW) CONFIG=$(CONFIG) ARGS=\"optim.epochs=30\" SOURCE= BUNDLE= SCANS= OUT= PROCESSES=1"
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "medmtl needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(RUN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@
+
+install: $(STAMP) ## set up .venv with the pinned versions
+
+demo: $(STAMP) ## the main job on synthetic data: train, evaluate, predict, report
+	$(RUN)/medmtl demo
+
+test: $(STAMP) ## run the tests
+	$(RUN)/python -m pytest $(ARGS)
+
+check: $(STAMP) ## format, lint and type checks
+	$(RUN)/ruff format --check .
+	$(RUN)/ruff check .
+	$(RUN)/mypy
+
+format: $(STAMP) ## format the code
+	$(RUN)/ruff format .
+	$(RUN)/ruff check --fix .
+
+prepare: $(STAMP) ## raw data set -> manifest: SOURCE=folder [DATA=folder] [ARGS="--masks none"]
+	@test -n "$(SOURCE)" || { echo "say where the raw data are: make prepare WORKFLOW=$(WORKFLOW) SOURCE=/path" >&2; exit 2; }
+	$(RUN)/python -m workflows.$(WORKFLOW).prepare "$(SOURCE)" "$(DATA)" $(ARGS)
+
+train: $(STAMP) ## train CONFIG; the same command continues [ARGS="optim.epochs=30"] [PROCESSES=2]
+	$(LAUNCH) train $(CONFIG) $(ARGS)
+
+single: $(STAMP) ## the single-task control of a study: TASK=atypical
+	@test -n "$(TASK)" || { echo "say which task: make single TASK=atypical" >&2; exit 2; }
+	$(LAUNCH) train $(CONFIG) $(ARGS) --single-task $(TASK)
+
+evaluate: $(STAMP) ## evaluate CONFIG's run on its test cases
+	$(RUN)/medmtl evaluate $(CONFIG) $(ARGS)
+
+predict: $(STAMP) ## BUNDLE=runs/.../bundle SCANS=folder OUT=folder
+	@test -n "$(BUNDLE)" -a -n "$(SCANS)" -a -n "$(OUT)" || { echo "make predict BUNDLE=runs/.../bundle SCANS=/folder OUT=/folder" >&2; exit 2; }
+	$(RUN)/medmtl predict "$(BUNDLE)" "$(SCANS)" "$(OUT)" $(ARGS)
+
+ui: $(STAMP) ## MLflow on 127.0.0.1
+	$(RUN)/medmtl ui $(ARGS)
+
+config: $(STAMP) ## check CONFIG and print the resolved tree
+	$(RUN)/medmtl config $(CONFIG) $(ARGS)
+
+bench: $(STAMP) ## benchmarks: ratios measured in one run
+	$(RUN)/python benchmarks/step_overhead.py
+	$(RUN)/python benchmarks/augment_cost.py
+
+clean: ## remove .venv and caches, keep data and runs
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build *.egg-info

@@ -1,0 +1,198 @@
+"""The command line. Every command imports what it needs when it runs, so that ``medmtl --help`` takes no time."""
+
+import json
+import logging
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from medmtl import __version__
+from medmtl.errors import ENVIRONMENT, INTERRUPTED, OK, TrainingInterrupted, UserError
+
+app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, rich_markup_mode=None,
+                  help="Multi-task learning for medical images from several sites, with gaps in the label table.")
+
+ConfigFile = Annotated[Path, typer.Argument(help="A study's YAML file.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Keys to change, as optim.epochs=30.")]
+Runs = Annotated[Path, typer.Option(help="Folder that holds the runs.")]
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one line and an exit code, never a bare traceback."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run a command line and return its exit code (0, 2 to 6, 130, 143: see README)."""
+    try:
+        result = app(arguments, standalone_mode=False)
+    except UserError as error:
+        _report(str(error))
+        return error.exit_code
+    except TrainingInterrupted as error:
+        _report(str(error))
+        return error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        _report("interrupted")
+        return INTERRUPTED
+    except MemoryError:
+        _report("E-MEMORY the memory is used up — lower loader.batch_size, or set loader.cache: none")
+        return ENVIRONMENT
+    except Exception as error:
+        return _unexpected(error)
+    return result if isinstance(result, int) else OK
+
+
+def _unexpected(error: Exception) -> int:
+    """Click's usage errors, memory of a device, and defects of ours (the traceback goes to a file)."""
+    code = getattr(error, "exit_code", None)
+    if code is not None and hasattr(error, "show"):
+        error.show()
+        return int(code)
+    if type(error).__name__ == "OutOfMemoryError":
+        _report("E-MEMORY the device's memory is used up — lower loader.batch_size or preprocess.window")
+        return ENVIRONMENT
+    if os.environ.get("MEDMTL_TRACEBACK"):
+        raise error
+    path = Path("medmtl-error.log")
+    path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+    _report(f"E-BUG {type(error).__name__} — this is a defect of medmtl; the traceback is in {path}")
+    return 1
+
+
+def _report(message: str) -> None:
+    typer.secho(message, fg=typer.colors.RED, err=True)
+
+
+@app.callback(invoke_without_command=True)
+def _options(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def config(file: ConfigFile, overrides: Overrides = None,
+           schema: Annotated[bool, typer.Option(help="Print the JSON schema for editors instead.")] = False) -> None:
+    """Check a study's file and print the whole resolved tree."""
+    from medmtl.config import load, to_yaml
+    from medmtl.study import Study
+
+    typer.echo(json.dumps(Study.model_json_schema(), indent=2) if schema else to_yaml(load(Study, file, overrides or ())), nl=schema)
+
+
+@app.command()
+def train(file: ConfigFile, overrides: Overrides = None,
+          single_task: Annotated[str | None, typer.Option(help="Train this task alone, everything else equal.")] = None,
+          runs: Runs = Path("runs"),
+          fresh: Annotated[bool, typer.Option(help="Start over instead of continuing the run with these settings.")] = False) -> None:
+    """Train a study. The same command continues an interrupted run, and says so of a finished one."""
+    from medmtl.config import load
+    from medmtl.experiment import train as train_study
+    from medmtl.study import Study
+
+    study = load(Study, file, overrides or ())
+    folder = train_study(study.alone(single_task) if single_task else study, runs=runs, fresh=fresh, say=_say)
+    _say(f"next: medmtl evaluate {folder.path}")
+
+
+@app.command()
+def evaluate(target: Annotated[Path, typer.Argument(help="A run's folder, or the study's YAML file.")], overrides: Overrides = None,
+             single_task: Annotated[str | None, typer.Option(help="With a YAML file: the single-task run.")] = None,
+             runs: Runs = Path("runs")) -> None:
+    """Evaluate a run on its test cases: case table, metrics with intervals by domain, report."""
+    from medmtl.results import evaluate_run
+
+    result = evaluate_run(_run_of(target, overrides or [], single_task, runs), say=_say)
+    _say(f"report: {result.report}")
+
+
+def _run_of(target: Path, overrides: list[str], single_task: str | None, runs: Path):  # type: ignore[no-untyped-def]
+    from medmtl.config import load
+    from medmtl.experiment import RunFolder
+    from medmtl.study import Study
+
+    if target.suffix not in (".yaml", ".yml"):
+        return RunFolder(target)
+    study = load(Study, target, overrides)
+    return RunFolder.of(study.alone(single_task) if single_task else study, runs)
+
+
+@app.command()
+def compare(a: Annotated[Path, typer.Argument(help="An evaluated run, or an evaluation folder.")],
+            b: Annotated[Path, typer.Argument(help="The one whose difference to A is shown.")],
+            out: Annotated[Path | None, typer.Option(help="Folder for comparison.json, .txt, .png.")] = None,
+            resamples: Annotated[int, typer.Option(min=100)] = 1000) -> None:
+    """The difference of two runs on the cases they share, with paired intervals clustered by group."""
+    from medmtl.results import compare_runs
+
+    typer.echo(compare_runs(a, b, out, resamples=resamples)[1], nl=False)
+
+
+@app.command()
+def ensemble(runs: Annotated[list[Path], typer.Argument(help="Evaluated runs of one study (folds or seeds).")],
+             out: Annotated[Path, typer.Option(help="Folder for the ensemble's evaluation.")]) -> None:
+    """Evaluate the mean prediction of several runs."""
+    from medmtl.experiment import RunFolder
+    from medmtl.results import evaluate_ensemble
+
+    result = evaluate_ensemble([RunFolder(path) for path in runs], out, say=_say)
+    _say(f"report: {result.report}")
+
+
+@app.command()
+def predict(bundle: Annotated[Path, typer.Argument(help="Folder that `medmtl train` wrote: runs/.../bundle.")],
+            source: Annotated[Path, typer.Argument(help="Folder of PNG, JPEG and TIFF images.")],
+            out: Annotated[Path, typer.Argument(help="Folder for predictions.csv, overlays and the ledger.")],
+            batch_size: Annotated[int, typer.Option(min=1)] = 32, device: str = "auto",
+            views: Annotated[Literal["identity", "flips", "dihedral"] | None, typer.Option(help="Views to average over; default: the bundle's.")] = None,
+            overlays: Annotated[bool, typer.Option(help="Draw the masks of dense tasks.")] = True,
+            overwrite: Annotated[bool, typer.Option(help="Replace the results of another bundle or other settings.")] = False) -> int:
+    """Predict every image of a folder. Running again continues; a file that cannot be read is a row with a reason."""
+    from medmtl.inference.pipeline import Job
+    from medmtl.inference.pipeline import predict as predict_folder
+
+    job = Job(bundle=bundle, source=source, out=out, batch_size=batch_size, device=device, views=views, overlays=overlays, overwrite=overwrite)
+    return predict_folder(job).exit_code
+
+
+@app.command()
+def ui(port: int = 5000, uri: Annotated[str | None, typer.Option(help="MLflow store; default: as in training.")] = None) -> None:
+    """Open MLflow on this machine (127.0.0.1)."""
+    from medmtl.engine.callbacks import TrackingConfig
+    from medmtl.ui import serve
+
+    store, artifacts = TrackingConfig(uri=uri).places()
+    serve(store, artifacts=artifacts, port=port)
+
+
+@app.command()
+def sync(run_folder: Annotated[Path, typer.Argument(help="A run's folder.")]) -> None:
+    """Send to MLflow what a run could not send while the server was away."""
+    from medmtl.config import load
+    from medmtl.engine.mlflow import sync_folder
+    from medmtl.study import Study
+
+    waiting = sync_folder(run_folder, load(Study, run_folder / "study.yaml").tracking)
+    _say(f"{waiting} records still wait" if waiting else "everything was sent")
+
+
+@app.command()
+def demo(out: Annotated[Path, typer.Option(help="Folder for the synthetic study, its run and its predictions.")] = Path("demo"),
+         file: Annotated[Path, typer.Option(help="The study.")] = Path("configs/smoke/atypical_mitosis.yaml"),
+         cases: Annotated[int, typer.Option(min=60, help="Images of the synthetic study.")] = 480) -> int:
+    """The main job on data that medmtl makes itself: train, evaluate, predict, report."""
+    from medmtl.demo import run_demo
+
+    return run_demo(out, file, cases, say=_say)
+
+
+def _say(message: str) -> None:
+    """Print on rank 0 only."""
+    if os.environ.get("RANK", "0") == "0":
+        typer.echo(message)
