@@ -68,8 +68,13 @@ def save_bundle(folder: Path, spec: ModelSpec, model: nn.Module, *, provenance: 
     content = save_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()})
     write_atomic(folder / WEIGHTS, content)
     weights_sha256 = _sha256(content)
-    tree = {"format": FORMAT, "medmtl": __version__, "weights_sha256": weights_sha256, "model": plain(spec),
-            "provenance": dict(provenance)}
+    tree = {
+        "format": FORMAT,
+        "medmtl": __version__,
+        "weights_sha256": weights_sha256,
+        "model": plain(spec),
+        "provenance": dict(provenance),
+    }
     identity = bundle_id(tree)
     write_atomic(folder / CARD, card.replace("{bundle_id}", identity))
     write_atomic(folder / SPEC, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=120))
@@ -81,22 +86,39 @@ def load_bundle(folder: Path | str) -> Bundle:
     folder = Path(folder)
     for name in (SPEC, WEIGHTS):
         if not (folder / name).is_file():
-            raise UserError("E-BUN-FILE", f"no {name}", "give the folder that `medmtl train` wrote (runs/.../bundle)", where=str(folder))
+            raise UserError(
+                "E-BUN-FILE",
+                f"no {name}",
+                "give the folder that `medmtl train` wrote (runs/.../bundle)",
+                where=str(folder),
+            )
     tree = read_yaml(folder / SPEC)
     if tree.get("format") != FORMAT:
-        raise UserError("E-BUN-FORMAT", f"format {tree.get('format')!r}, this medmtl {__version__} reads {FORMAT}",
-                        f"use the version that wrote it ({tree.get('medmtl')})", where=str(folder / SPEC))
+        raise UserError(
+            "E-BUN-FORMAT",
+            f"format {tree.get('format')!r}, this medmtl {__version__} reads {FORMAT}",
+            f"use the version that wrote it ({tree.get('medmtl')})",
+            where=str(folder / SPEC),
+        )
     content = (folder / WEIGHTS).read_bytes()
     if _sha256(content) != tree.get("weights_sha256"):
-        raise SafetyRefusal("E-BUN-HASH", f"the weights' SHA-256 is not the one in {SPEC}", "copy the bundle again",
-                            where=str(folder / WEIGHTS))
+        raise SafetyRefusal(
+            "E-BUN-HASH",
+            f"the weights' SHA-256 is not the one in {SPEC}",
+            "copy the bundle again",
+            where=str(folder / WEIGHTS),
+        )
     spec = validate(ModelSpec, tree.get("model") or {}, where=str(folder / SPEC))
     model = spec.build()
     try:
         model.load_state_dict(load_tensors(content))
     except (RuntimeError, SafetensorError) as error:
-        raise UserError("E-BUN-WEIGHTS", f"the weights do not fit the specification: {error}",
-                        "use the versions of torch and timm named in its provenance", where=str(folder)) from error
+        raise UserError(
+            "E-BUN-WEIGHTS",
+            f"the weights do not fit the specification: {error}",
+            "use the versions of torch and timm named in its provenance",
+            where=str(folder),
+        ) from error
     return Bundle(spec, model.eval(), tree.get("provenance") or {}, bundle_id(tree), folder)
 
 

@@ -13,8 +13,13 @@ import typer
 from medmtl import __version__
 from medmtl.errors import ENVIRONMENT, INTERRUPTED, OK, TrainingInterrupted, UserError
 
-app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, rich_markup_mode=None,
-                  help="Multi-task learning for medical images from several sites, with gaps in the label table.")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Multi-task learning for medical images from several sites, with gaps in the label table.",
+)
 
 ConfigFile = Annotated[Path, typer.Argument(help="A study's YAML file.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Keys to change, as optim.epochs=30.")]
@@ -77,20 +82,29 @@ def _options(version: Annotated[bool, typer.Option("--version", help="Print the 
 
 
 @app.command()
-def config(file: ConfigFile, overrides: Overrides = None,
-           schema: Annotated[bool, typer.Option(help="Print the JSON schema for editors instead.")] = False) -> None:
+def config(
+    file: ConfigFile,
+    overrides: Overrides = None,
+    schema: Annotated[bool, typer.Option(help="Print the JSON schema for editors instead.")] = False,
+) -> None:
     """Check a study's file and print the whole resolved tree."""
     from medmtl.config import load, to_yaml
     from medmtl.study import Study
 
-    typer.echo(json.dumps(Study.model_json_schema(), indent=2) if schema else to_yaml(load(Study, file, overrides or ())), nl=schema)
+    typer.echo(
+        json.dumps(Study.model_json_schema(), indent=2) if schema else to_yaml(load(Study, file, overrides or ())),
+        nl=schema,
+    )
 
 
 @app.command()
-def train(file: ConfigFile, overrides: Overrides = None,
-          single_task: Annotated[str | None, typer.Option(help="Train this task alone, everything else equal.")] = None,
-          runs: Runs = Path("runs"),
-          fresh: Annotated[bool, typer.Option(help="Start over instead of continuing the run with these settings.")] = False) -> None:
+def train(
+    file: ConfigFile,
+    overrides: Overrides = None,
+    single_task: Annotated[str | None, typer.Option(help="Train this task alone, everything else equal.")] = None,
+    runs: Runs = Path("runs"),
+    fresh: Annotated[bool, typer.Option(help="Start over instead of continuing the run with these settings.")] = False,
+) -> None:
     """Train a study. The same command continues an interrupted run, and says so of a finished one."""
     from medmtl.config import load
     from medmtl.experiment import train as train_study
@@ -102,9 +116,12 @@ def train(file: ConfigFile, overrides: Overrides = None,
 
 
 @app.command()
-def evaluate(target: Annotated[Path, typer.Argument(help="A run's folder, or the study's YAML file.")], overrides: Overrides = None,
-             single_task: Annotated[str | None, typer.Option(help="With a YAML file: the single-task run.")] = None,
-             runs: Runs = Path("runs")) -> None:
+def evaluate(
+    target: Annotated[Path, typer.Argument(help="A run's folder, or the study's YAML file.")],
+    overrides: Overrides = None,
+    single_task: Annotated[str | None, typer.Option(help="With a YAML file: the single-task run.")] = None,
+    runs: Runs = Path("runs"),
+) -> None:
     """Evaluate a run on its test cases: case table, metrics with intervals by domain, report."""
     from medmtl.results import evaluate_run
 
@@ -124,10 +141,12 @@ def _run_of(target: Path, overrides: list[str], single_task: str | None, runs: P
 
 
 @app.command()
-def compare(a: Annotated[Path, typer.Argument(help="An evaluated run, or an evaluation folder.")],
-            b: Annotated[Path, typer.Argument(help="The one whose difference to A is shown.")],
-            out: Annotated[Path | None, typer.Option(help="Folder for comparison.json, .txt, .png.")] = None,
-            resamples: Annotated[int, typer.Option(min=100)] = 1000) -> None:
+def compare(
+    a: Annotated[Path, typer.Argument(help="An evaluated run, or an evaluation folder.")],
+    b: Annotated[Path, typer.Argument(help="The one whose difference to A is shown.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for comparison.json, .txt, .png.")] = None,
+    resamples: Annotated[int, typer.Option(min=100)] = 1000,
+) -> None:
     """The difference of two runs on the cases they share, with paired intervals clustered by group."""
     from medmtl.results import compare_runs
 
@@ -135,8 +154,10 @@ def compare(a: Annotated[Path, typer.Argument(help="An evaluated run, or an eval
 
 
 @app.command()
-def ensemble(runs: Annotated[list[Path], typer.Argument(help="Evaluated runs of one study (folds or seeds).")],
-             out: Annotated[Path, typer.Option(help="Folder for the ensemble's evaluation.")]) -> None:
+def ensemble(
+    runs: Annotated[list[Path], typer.Argument(help="Evaluated runs of one study (folds or seeds).")],
+    out: Annotated[Path, typer.Option(help="Folder for the ensemble's evaluation.")],
+) -> None:
     """Evaluate the mean prediction of several runs."""
     from medmtl.experiment import RunFolder
     from medmtl.results import evaluate_ensemble
@@ -146,23 +167,40 @@ def ensemble(runs: Annotated[list[Path], typer.Argument(help="Evaluated runs of 
 
 
 @app.command()
-def predict(bundle: Annotated[Path, typer.Argument(help="Folder that `medmtl train` wrote: runs/.../bundle.")],
-            source: Annotated[Path, typer.Argument(help="Folder of PNG, JPEG and TIFF images.")],
-            out: Annotated[Path, typer.Argument(help="Folder for predictions.csv, overlays and the ledger.")],
-            batch_size: Annotated[int, typer.Option(min=1)] = 32, device: str = "auto",
-            views: Annotated[Literal["identity", "flips", "dihedral"] | None, typer.Option(help="Views to average over; default: the bundle's.")] = None,
-            overlays: Annotated[bool, typer.Option(help="Draw the masks of dense tasks.")] = True,
-            overwrite: Annotated[bool, typer.Option(help="Replace the results of another bundle or other settings.")] = False) -> int:
+def predict(
+    bundle: Annotated[Path, typer.Argument(help="Folder that `medmtl train` wrote: runs/.../bundle.")],
+    source: Annotated[Path, typer.Argument(help="Folder of PNG, JPEG and TIFF images.")],
+    out: Annotated[Path, typer.Argument(help="Folder for predictions.csv, overlays and the ledger.")],
+    batch_size: Annotated[int, typer.Option(min=1)] = 32,
+    device: str = "auto",
+    views: Annotated[
+        Literal["identity", "flips", "dihedral"] | None,
+        typer.Option(help="Views to average over; default: the bundle's."),
+    ] = None,
+    overlays: Annotated[bool, typer.Option(help="Draw the masks of dense tasks.")] = True,
+    overwrite: Annotated[bool, typer.Option(help="Replace the results of another bundle or other settings.")] = False,
+) -> int:
     """Predict every image of a folder. Running again continues; a file that cannot be read is a row with a reason."""
     from medmtl.inference.pipeline import Job
     from medmtl.inference.pipeline import predict as predict_folder
 
-    job = Job(bundle=bundle, source=source, out=out, batch_size=batch_size, device=device, views=views, overlays=overlays, overwrite=overwrite)
+    job = Job(
+        bundle=bundle,
+        source=source,
+        out=out,
+        batch_size=batch_size,
+        device=device,
+        views=views,
+        overlays=overlays,
+        overwrite=overwrite,
+    )
     return predict_folder(job).exit_code
 
 
 @app.command()
-def ui(port: int = 5000, uri: Annotated[str | None, typer.Option(help="MLflow store; default: as in training.")] = None) -> None:
+def ui(
+    port: int = 5000, uri: Annotated[str | None, typer.Option(help="MLflow store; default: as in training.")] = None
+) -> None:
     """Open MLflow on this machine (127.0.0.1)."""
     from medmtl.engine.callbacks import TrackingConfig
     from medmtl.ui import serve
@@ -183,9 +221,13 @@ def sync(run_folder: Annotated[Path, typer.Argument(help="A run's folder.")]) ->
 
 
 @app.command()
-def demo(out: Annotated[Path, typer.Option(help="Folder for the synthetic study, its run and its predictions.")] = Path("demo"),
-         file: Annotated[Path, typer.Option(help="The study.")] = Path("configs/smoke/atypical_mitosis.yaml"),
-         cases: Annotated[int, typer.Option(min=60, help="Images of the synthetic study.")] = 480) -> int:
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the synthetic study, its run and its predictions.")] = Path(
+        "demo"
+    ),
+    file: Annotated[Path, typer.Option(help="The study.")] = Path("configs/smoke/atypical_mitosis.yaml"),
+    cases: Annotated[int, typer.Option(min=60, help="Images of the synthetic study.")] = 480,
+) -> int:
     """The main job on data that medmtl makes itself: train, evaluate, predict, report."""
     from medmtl.demo import run_demo
 

@@ -3,6 +3,7 @@
 import difflib
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,39 +26,56 @@ C = TypeVar("C", bound=Config)
 class _UniqueKeys(yaml.SafeLoader):
     """PyYAML's safe loader, but a key that is given twice is an error instead of the last one winning."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
-        twice = sorted({str(key) for key in keys if keys.count(key) > 1})
-        if twice:
-            raise UserError("E-CFG-TWICE", f"key {twice[0]!r} is given twice", "keep one of them",
-                            where=f"line {node.start_mark.line + 1}")
-        return super().construct_mapping(node, deep)
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)  # type: ignore[no-untyped-call]
+        keys = [(key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = sorted(value for (tag, value), count in Counter(keys).items() if count > 1)
+        if twice:  # seen before `<<: *base` is merged, whose keys may be given again
+            raise UserError(
+                "E-CFG-TWICE",
+                f"key {twice[0]!r} is given twice",
+                "keep one of them",
+                where=f"line {node.start_mark.line + 1}",
+            )
+        return node
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file; only plain data is constructed."""
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)  # noqa: S506 - a SafeLoader
+        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
     except FileNotFoundError as error:
         raise UserError("E-CFG-FILE", "no such file", "check the path", where=str(path)) from error
+    except OSError as error:
+        raise UserError("E-CFG-FILE", f"cannot be read: {error.strerror}", "check the path", where=str(path)) from error
+    except UnicodeDecodeError as error:
+        raise UserError("E-CFG-YAML", "not UTF-8 text", "save the file as UTF-8", where=str(path)) from error
     except yaml.YAMLError as error:
         raise UserError("E-CFG-YAML", f"not valid YAML: {error}", "correct the syntax", where=str(path)) from error
     except UserError as error:
         raise UserError(error.code, error.what, error.remedy, where=f"{path} {error.where}") from error
     if not isinstance(tree, dict):
-        raise UserError("E-CFG-YAML", f"a mapping was expected, found {type(tree).__name__}", "write key: value lines",
-                        where=str(path))
+        raise UserError(
+            "E-CFG-YAML",
+            f"a mapping was expected, found {type(tree).__name__}",
+            "write key: value lines",
+            where=str(path),
+        )
     return tree
 
 
 def override(tree: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
     """A copy of ``tree`` with every ``a.b=value`` set; the value is read as YAML, ``a.b=null`` removes nothing."""
-    result = json.loads(json.dumps(tree))
+    result: dict[str, Any] = _copied(tree)
     for assignment in assignments:
         path, equals, value = assignment.partition("=")
         if not equals or not path:
-            raise UserError("E-CFG-SET", f"{assignment!r} is not of the form a.b=value", "write for example optim.epochs=30",
-                            where="override")
+            raise UserError(
+                "E-CFG-SET",
+                f"{assignment!r} is not of the form a.b=value",
+                "write for example optim.epochs=30",
+                where="override",
+            )
         *parents, leaf = path.strip().split(".")
         node: Any = result
         for key in parents:
@@ -73,12 +91,18 @@ def override(tree: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, A
     return result
 
 
+def _copied(tree: Any) -> Any:
+    """Mappings and lists of their own, also where YAML aliases share one; values that JSON does not know (dates) stay."""
+    if isinstance(tree, Mapping):
+        return {key: _copied(value) for key, value in tree.items()}
+    return [_copied(value) for value in tree] if isinstance(tree, list) else tree
+
+
 def _child(node: Any, key: str, path: str) -> Any:
-    if isinstance(node, list):
-        return node[_index(node, key, path)]
-    if not isinstance(node.setdefault(key, {}), dict | list):
+    child = node[_index(node, key, path)] if isinstance(node, list) else node.setdefault(key, {})
+    if not isinstance(child, dict | list):
         raise UserError("E-CFG-SET", f"{key!r} holds a value, not a group of keys", "shorten the path", where=path)
-    return node[key]
+    return child
 
 
 def _index(node: list[Any], key: str, path: str) -> int:

@@ -30,5 +30,8 @@ def run_demo(out: Path, file: Path, cases: int, *, say: Callable[[str], None] = 
         if case.split == "test":
             shutil.copyfile(manifest.path(case.image), scans / f"{case.case_id}.png")
     summary = predict(Job(bundle=run.bundle, source=scans, out=out / "predictions"))
-    say(f"\nreport:      {evaluation.report}\npredictions: {out / 'predictions' / 'predictions.csv'}\nrun in MLflow: make ui")
+    say(
+        f"\nreport:      {evaluation.report}\npredictions: {out / 'predictions' / 'predictions.csv'}\n"
+        "runs:        make ui"
+    )
     return summary.exit_code

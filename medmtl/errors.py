@@ -1,6 +1,6 @@
 """Errors that a user reads: what was expected, what was found, where, what to do; and the exit code they end with."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 OK, USAGE, PARTIAL, NOTHING, ENVIRONMENT, REFUSED, INTERRUPTED, TERMINATED = 0, 2, 3, 4, 5, 6, 130, 143
 
@@ -17,6 +17,14 @@ class UserError(ValueError):
     def __init__(self, code: str, what: str, remedy: str, *, where: str = "") -> None:
         self.code, self.what, self.remedy, self.where = code, what, remedy, where
         super().__init__(f"{code} {where + ': ' if where else ''}{what} — {remedy}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Picklable, so that it crosses from a loading process whole."""
+        return _rebuilt, (type(self), self.code, self.what, self.remedy, self.where)
+
+
+def _rebuilt(kind: type[UserError], code: str, what: str, remedy: str, where: str) -> UserError:
+    return kind(code, what, remedy, where=where)
 
 
 class NothingUsable(UserError):

@@ -16,13 +16,15 @@ import torch
 from filelock import FileLock, Timeout
 from torch import nn
 
-from medmtl import __version__, distributed as dist
+from medmtl import __version__
+from medmtl import distributed as dist
 from medmtl.bundle import ModelSpec, example_input, save_bundle
 from medmtl.config import plain, to_yaml
 from medmtl.data.loader import train_loader
 from medmtl.data.sampler import EpochOrder
 from medmtl.engine import checkpoint
-from medmtl.engine.callbacks import Callback, Callbacks, History, Progress as ProgressBar
+from medmtl.engine.callbacks import Callback, Callbacks, History
+from medmtl.engine.callbacks import Progress as ProgressBar
 from medmtl.engine.fit import Trainer
 from medmtl.engine.objective import Objective
 from medmtl.engine.optim import average
@@ -30,7 +32,7 @@ from medmtl.errors import TrainingInterrupted, UserError
 from medmtl.files import write_atomic
 from medmtl.metrics import describe
 from medmtl.models.multitask import MultiTaskModel
-from medmtl.predictor import Predictor
+from medmtl.predictor import Predictor, channels_last
 from medmtl.seeds import counted
 from medmtl.study import Prepared, Study, label_counts, prepare
 from medmtl.tasks.base import summary
@@ -92,8 +94,12 @@ class RunFolder:
             with FileLock(self.path / ".lock", timeout=0):
                 yield
         except Timeout as error:
-            raise UserError("E-RUN-LOCK", "another process is training in this folder", "wait for it, or change the seed or the name",
-                            where=str(self.path)) from error
+            raise UserError(
+                "E-RUN-LOCK",
+                "another process is training in this folder",
+                "wait for it, or change the seed or the name",
+                where=str(self.path),
+            ) from error
 
 
 def device_of(name: str) -> torch.device:
@@ -115,9 +121,16 @@ def train(study: Study, *, runs: Path = Path("runs"), fresh: bool = False, say: 
         if study.fit.threads is not None:
             torch.set_num_threads(study.fit.threads)
         prepared = prepare(study)
-        identity = {"config_sha256": study.sha256, "split_sha256": prepared.split.sha256,
-                    "manifest_sha256": prepared.manifest.sha256, "world_size": dist.world(), "threads": torch.get_num_threads(),
-                    "torch": str(torch.__version__), "timm": version("timm"), "medmtl": __version__}
+        identity = {
+            "config_sha256": study.sha256,
+            "split_sha256": prepared.split.sha256,
+            "manifest_sha256": prepared.manifest.sha256,
+            "world_size": dist.world(),
+            "threads": torch.get_num_threads(),
+            "torch": str(torch.__version__),
+            "timm": version("timm"),
+            "medmtl": __version__,
+        }
         found = None if fresh else _found(run, identity, say)
         if found is not None and found["progress"]["finished"] and run.bundle.joinpath("spec.yaml").is_file():
             say(f"this run is finished: {run.bundle} (change the seed or another key, or use --fresh, to train again)")
@@ -136,7 +149,7 @@ def train(study: Study, *, runs: Path = Path("runs"), fresh: bool = False, say: 
 
 
 def _found(run: RunFolder, identity: Mapping[str, Any], say: Say) -> dict[str, Any] | None:
-    """The state to continue from, refused when it belongs to other data, another split or another number of processes."""
+    """The state to continue from; refused when it is of other data, another split or number of processes."""
     latest = checkpoint.load_latest(run.checkpoints)
     if latest is None:
         return None
@@ -147,8 +160,12 @@ def _found(run: RunFolder, identity: Mapping[str, Any], say: Say) -> dict[str, A
     strict = ("config_sha256", "split_sha256", "manifest_sha256", "world_size")
     changed = [f"{key} was {before.get(key)}, is {identity[key]}" for key in strict if before.get(key) != identity[key]]
     if changed:
-        raise UserError("E-RUN-CHANGED", "the run cannot be continued: " + "; ".join(changed),
-                        "restore what changed, or start over with --fresh", where=str(run.path))
+        raise UserError(
+            "E-RUN-CHANGED",
+            "the run cannot be continued: " + "; ".join(changed),
+            "restore what changed, or start over with --fresh",
+            where=str(run.path),
+        )
     loose = [f"{key} was {before.get(key)}, is {identity[key]}" for key in identity if before.get(key) != identity[key]]
     if loose:
         say("warning: resuming is exact only with the same " + "; ".join(loose))
@@ -156,7 +173,10 @@ def _found(run: RunFolder, identity: Mapping[str, Any], say: Say) -> dict[str, A
 
 
 def _say_study(prepared: Prepared, run: RunFolder, say: Say) -> None:
-    parts = ", ".join(f"{name} {len(cases)} cases in {len({c.group for c in cases})} groups" for name, cases in prepared.split.parts().items())
+    parts = ", ".join(
+        f"{name} {len(cases)} cases in {len({c.group for c in cases})} groups"
+        for name, cases in prepared.split.parts().items()
+    )
     say(f"run {run.path}\nsplit: {parts}; {len(prepared.domains)} training domains")
     for name, counts in label_counts(prepared).items():
         say(f"  {name}: labelled " + ", ".join(f"{part} {count}" for part, count in counts.items()))
@@ -164,7 +184,7 @@ def _say_study(prepared: Prepared, run: RunFolder, say: Say) -> None:
 
 @contextmanager
 def _tracked(prepared: Prepared, run: RunFolder, identity: Mapping[str, Any], fresh: bool) -> Iterator[Callbacks]:
-    """Progress, history and MLflow on rank 0; nothing elsewhere. The run in MLflow ends with the status of the block."""
+    """Progress, history and MLflow on rank 0, nothing elsewhere; all are told how the block ended."""
     study = prepared.study
     if dist.rank() != 0:
         yield Callbacks()
@@ -182,7 +202,9 @@ def _finishing(callbacks: Callbacks) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        callbacks.finished("KILLED" if isinstance(error, TrainingInterrupted | KeyboardInterrupt | SystemExit) else "FAILED")
+        callbacks.finished(
+            "KILLED" if isinstance(error, TrainingInterrupted | KeyboardInterrupt | SystemExit) else "FAILED"
+        )
         raise
     callbacks.finished("FINISHED")
 
@@ -195,11 +217,20 @@ def _open_tracker(prepared: Prepared, run: RunFolder, identity: Mapping[str, Any
     hashes = {key: value for key, value in identity.items() if key.endswith("sha256")}
     tags = {**hashes, "medmtl.version": __version__, "seed": study.seed, "study": study.name}
     resume = None if fresh else run.read_facts().get("mlflow_run_id")
-    tracker = Tracker.open(study.tracking, experiment=study.tracking.experiment or study.name.partition("-only-")[0],
-                           run_name=run.path.name, folder=run.path, tags=tags, params=plain(study), resume_run_id=resume)
+    tracker = Tracker.open(
+        study.tracking,
+        experiment=study.tracking.experiment or study.name.partition("-only-")[0],
+        run_name=run.path.name,
+        folder=run.path,
+        tags=tags,
+        params=plain(study),
+        resume_run_id=resume,
+    )
     run.add_facts({"mlflow_run_id": tracker.run_id, **hashes})
     for part, cases in prepared.split.parts().items():
-        frame = pd.DataFrame([{"domain": c.domain or None, **{f"target.{k}": v for k, v in c.targets.items()}} for c in cases])
+        frame = pd.DataFrame(
+            [{"domain": c.domain or None, **{f"target.{k}": v for k, v in c.targets.items()}} for c in cases]
+        )
         tracker.log_dataset(frame, name=f"{study.name}-{part}", digest=prepared.manifest.sha256, context=part)
     return tracker
 
@@ -208,17 +239,28 @@ def _build(prepared: Prepared, run: RunFolder, identity: Mapping[str, Any], call
     study, spec = prepared.study, prepared.spec
     device = device_of(study.fit.device)
     if study.loader.batch_size % dist.world():
-        raise UserError("E-CFG-BATCH", f"loader.batch_size {study.loader.batch_size} is not a multiple of {dist.world()} processes",
-                        "it counts the samples of all processes together", where="loader.batch_size")
+        raise UserError(
+            "E-CFG-BATCH",
+            f"loader.batch_size {study.loader.batch_size} is not a multiple of {dist.world()} processes",
+            "it counts the samples of all processes together",
+            where="loader.batch_size",
+        )
     if len(prepared.split.train) < study.loader.batch_size * study.optim.accumulate:
-        raise UserError("E-CFG-BATCH", f"{len(prepared.split.train)} training cases do not fill one step of "
-                        f"{study.loader.batch_size} x {study.optim.accumulate}", "lower loader.batch_size", where="loader")
+        raise UserError(
+            "E-CFG-BATCH",
+            f"{len(prepared.split.train)} training cases do not fill one step of "
+            f"{study.loader.batch_size} x {study.optim.accumulate}",
+            "lower loader.batch_size",
+            where="loader",
+        )
     torch.manual_seed(counted("init", study.seed))
     model = spec.build(load_weights=True)
     frozen = freeze_unreached(model, spec)
     if frozen:
         say(f"{frozen} encoder parameters are read by no head and stay as they are")
-    model = model.to(device, memory_format=torch.channels_last) if study.fit.channels_last else model.to(device)
+    model = model.to(device)
+    if study.fit.channels_last:
+        channels_last(model)
     main = [task for task in spec.tasks.values() if not task.auxiliary]
     balancer = study.balance.build(len(main)).to(device)
     objective = Objective(model, spec.tasks, balancer, getattr(study.balance, "shared", "all"))
@@ -227,19 +269,36 @@ def _build(prepared: Prepared, run: RunFolder, identity: Mapping[str, Any], call
     if study.loader.cache == "memory":
         training.fill()
         validation.fill()
-    order = EpochOrder(len(training), study.loader.batch_size, seed=study.seed, weights=study.sampler.weights(prepared.split.train),
-                       rank=dist.rank(), world=dist.world())
+    order = EpochOrder(
+        len(training),
+        study.loader.batch_size,
+        seed=study.seed,
+        weights=study.sampler.weights(prepared.split.train),
+        rank=dist.rank(),
+        world=dist.world(),
+    )
     monitor = study.monitored
 
     def validate(candidate: nn.Module) -> Mapping[str, float]:
         return validation_metrics(candidate, prepared, validation, device)
 
     return Trainer(
-        objective=objective, optimizer=study.optim.build(model.encoder, list(model.heads.values()), balancer),
-        average=average(model, study.optim.ema), loader=train_loader(training, order, workers=study.loader.workers, pin=device.type == "cuda"),
-        order=order, optim=study.optim, config=study.fit, monitor=monitor,
-        higher_is_better=describe(monitor.partition(".")[2]).higher_is_better, validate=validate, callback=callback,
-        folder=run.checkpoints, seed=study.seed, device=device, identity=dict(identity))
+        objective=objective,
+        optimizer=study.optim.build(model.encoder, list(model.heads.values()), balancer),
+        average=average(model, study.optim.ema),
+        loader=train_loader(training, order, workers=study.loader.workers, pin=device.type == "cuda"),
+        order=order,
+        optim=study.optim,
+        config=study.fit,
+        monitor=monitor,
+        higher_is_better=describe(monitor.partition(".")[2]).higher_is_better,
+        validate=validate,
+        callback=callback,
+        folder=run.checkpoints,
+        seed=study.seed,
+        device=device,
+        identity=dict(identity),
+    )
 
 
 def freeze_unreached(model: MultiTaskModel, spec: ModelSpec) -> int:
@@ -264,7 +323,9 @@ def validation_metrics(model: nn.Module, prepared: Prepared, dataset: Any, devic
     study = prepared.study
     predictor = Predictor(model, prepared.spec, device=device, precision=study.fit.precision, views="identity")
     mine = range(dist.rank(), len(dataset), dist.world())
-    table = pd.concat(dist.gather(predictor.table(dataset, batch_size=study.loader.evaluation_batch_size, indices=mine)))
+    table = pd.concat(
+        dist.gather(predictor.table(dataset, batch_size=study.loader.evaluation_batch_size, indices=mine))
+    )
     metrics: dict[str, float] = {}
     for name, task in prepared.spec.tasks.items():
         rows = table[table["task"] == name].sort_values("case_id")
@@ -277,31 +338,53 @@ def validation_metrics(model: nn.Module, prepared: Prepared, dataset: Any, devic
 def _by_domain(name: str, task: Any, rows: pd.DataFrame) -> dict[str, float]:
     """The first headline metric in each domain, ``<task>.<metric>.<domain>``."""
     metric = task.headline[0]
-    return {f"{name}.{metric}.{domain}": summary(task, part)[metric] for domain, part in rows.groupby("domain") if domain
-            and part["target"].notna().any()}
+    return {
+        f"{name}.{metric}.{domain}": summary(task, part)[metric]
+        for domain, part in rows.groupby("domain")
+        if domain and part["target"].notna().any()
+    }
 
 
-def _finish(prepared: Prepared, run: RunFolder, trainer: Trainer, identity: Mapping[str, Any], callbacks: Callbacks, say: Say) -> None:
+def _finish(
+    prepared: Prepared, run: RunFolder, trainer: Trainer, identity: Mapping[str, Any], callbacks: Callbacks, say: Say
+) -> None:
     """Take the best checkpoint, freeze thresholds on validation, write the bundle (rank 0)."""
     if dist.rank() != 0:
         return
     p, study = trainer.progress, prepared.study
     best = checkpoint.load(run.checkpoints / checkpoint.BEST) if p.best is not None else trainer.state()
-    weights = best["model"] if best["average"] is None else {
-        key.removeprefix("module."): value for key, value in best["average"].items() if key != "n_averaged"}
+    weights = (
+        best["model"]
+        if best["average"] is None
+        else {key.removeprefix("module."): value for key, value in best["average"].items() if key != "n_averaged"}
+    )
     model = prepared.spec.build()
     model.load_state_dict(weights)
-    model = model.to(memory_format=torch.channels_last) if study.fit.channels_last else model
+    if study.fit.channels_last:
+        channels_last(model)
     predictor = Predictor(model, prepared.spec, device=trainer.device, precision=study.fit.precision)
     table = predictor.table(prepared.dataset(prepared.split.val), batch_size=study.loader.evaluation_batch_size)
     spec = freeze_thresholds(prepared.spec, table)
-    selected = {"monitor": trainer.monitor, "value": p.best, "epoch": p.best_epoch, "epochs_trained": p.epoch, "steps": p.step}
-    provenance = {**identity, "study": study.name, "seed": study.seed, "selected": selected, "python": platform.python_version(),
-                  "training": {"cases": len(prepared.split.train), "domains": list(prepared.domains)}}
+    selected = {
+        "monitor": trainer.monitor,
+        "value": p.best,
+        "epoch": p.best_epoch,
+        "epochs_trained": p.epoch,
+        "steps": p.step,
+    }
+    provenance = {
+        **identity,
+        "study": study.name,
+        "seed": study.seed,
+        "selected": selected,
+        "python": platform.python_version(),
+        "training": {"cases": len(prepared.split.train), "domains": list(prepared.domains)},
+    }
     identifier = save_bundle(run.bundle, spec, model, provenance=provenance, card=_card(prepared, spec, selected))
     run.add_facts({"bundle_id": identifier, "selected": selected})
-    say(f"best {trainer.monitor} on validation: {p.best if p.best is None else round(p.best, 4)} (epoch {p.best_epoch + 1}); bundle {identifier} in {run.bundle}")
-    tracker = next((member for member in callbacks.members if hasattr(member, "log_model")), None)
+    value = "undefined in every epoch" if p.best is None else f"{p.best:.4f} (epoch {p.best_epoch + 1})"
+    say(f"best {trainer.monitor} on validation: {value}; bundle {identifier} in {run.bundle}")
+    tracker: Any = next((member for member in callbacks.members if hasattr(member, "log_model")), None)
     if tracker is not None:
         size = study.preprocess.window or study.preprocess.resize or (64, 64)
         example = np.zeros((1, *size, study.preprocess.channels), np.uint8)
@@ -312,25 +395,34 @@ def _finish(prepared: Prepared, run: RunFolder, trainer: Trainer, identity: Mapp
 
 def freeze_thresholds(spec: ModelSpec, validation: pd.DataFrame) -> ModelSpec:
     """The specification with every binary task's decision threshold chosen on a validation table."""
-    tasks = {name: task.freeze(validation[validation["task"] == name]) if isinstance(task, Classification) else task
-             for name, task in spec.tasks.items()}
+    tasks = {
+        name: task.freeze(validation[validation["task"] == name]) if isinstance(task, Classification) else task
+        for name, task in spec.tasks.items()
+    }
     return spec.model_copy(update={"tasks": tasks})
 
 
 def _card(prepared: Prepared, spec: ModelSpec, selected: Mapping[str, Any]) -> str:
     """The model card; ``{bundle_id}`` is filled in when the bundle is written."""
     counts = label_counts(prepared)
-    tasks = "\n".join(f"- `{name}` ({task.kind}{', auxiliary' if task.auxiliary else ''}): labels in train {counts[name]['train']}, "
-                      f"validation {counts[name]['val']}" for name, task in spec.tasks.items())
-    thresholds = "\n".join(f"- `{name}`: {task.positive or task.classes[-1]} from probability {task.threshold:.4f}"
-                           for name, task in spec.tasks.items() if isinstance(task, Classification) and task.threshold is not None)
+    tasks = "\n".join(
+        f"- `{name}` ({task.kind}{', auxiliary' if task.auxiliary else ''}): labels in train {counts[name]['train']}, "
+        f"validation {counts[name]['val']}"
+        for name, task in spec.tasks.items()
+    )
+    thresholds = "\n".join(
+        f"- `{name}`: {task.positive or task.classes[-1]} from probability {task.threshold:.4f}"
+        for name, task in spec.tasks.items()
+        if isinstance(task, Classification) and task.threshold is not None
+    )
     size = " x ".join(map(str, spec.preprocess.window or spec.preprocess.resize or ())) or "any"
     return f"""# {prepared.study.name} ({{bundle_id}})
 
 Research use only; not a medical device. Written by medmtl {__version__}.
 
 ## Model
-Encoder `{spec.encoder.name}`, input {size} pixels, {spec.preprocess.channels} channels; predictions averaged over the views `{spec.views}`.
+Encoder `{spec.encoder.name}`, input {size} pixels, {spec.preprocess.channels} channels.
+Predictions are averaged over the views `{spec.views}`.
 
 ## Tasks
 {tasks}
@@ -340,7 +432,8 @@ Encoder `{spec.encoder.name}`, input {size} pixels, {spec.preprocess.channels} c
 
 ## Data
 Trained on {len(prepared.split.train)} cases of {len({c.group for c in prepared.split.train})} groups from the domains:
-{", ".join(prepared.domains) or "unknown"}. Selected by {selected["monitor"]} = {selected["value"]} on {len(prepared.split.val)} validation cases.
+{", ".join(prepared.domains) or "unknown"}. Selected by {selected["monitor"]}
+= {selected["value"]} on {len(prepared.split.val)} validation cases.
 
 ## Limits
 Images from other scanners, stains or sites, of other magnification, or prepared otherwise may be read wrongly without a

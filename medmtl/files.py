@@ -11,13 +11,19 @@ from pathlib import Path
 
 from medmtl.errors import EnvironmentFailure, SafetyRefusal
 
-_DISK = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up", errno.EFBIG: "the file is too big",
-         errno.EROFS: "the file system is read-only", errno.EACCES: "permission is denied", errno.EPERM: "permission is denied"}
+_DISK = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the file is too big",
+    errno.EROFS: "the file system is read-only",
+    errno.EACCES: "permission is denied",
+    errno.EPERM: "permission is denied",
+}
 
 
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn the operating system's refusals to write ``path`` into an :class:`EnvironmentFailure` that names the place."""
+    """Turn the system's refusals to write ``path`` into an :class:`EnvironmentFailure` that names the place."""
     try:
         yield
     except OSError as error:
@@ -26,8 +32,10 @@ def disk_errors(path: Path) -> Iterator[None]:
         folder = next((p for p in (path, *path.parents) if p.exists()), Path("/"))
         free = shutil.disk_usage(folder).free / 2**20
         raise EnvironmentFailure(
-            "E-DISK", f"cannot write: {_DISK[error.errno]} ({free:.0f} MiB free)",
-            "free space or choose another folder, then run the same command again", where=str(path),
+            "E-DISK",
+            f"cannot write: {_DISK[error.errno]} ({free:.0f} MiB free)",
+            "free space or choose another folder, then run the same command again",
+            where=str(path),
         ) from error
 
 
@@ -38,8 +46,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     A crash, a full disk or a kill leaves the previous ``path`` as it was. The suffix of ``path`` is kept, because
     writers choose their format by it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:60]}.", suffix=f".tmp{path.suffix}")
         os.close(handle)
     temporary = Path(name)
@@ -66,11 +74,12 @@ def write_atomic(path: Path, content: bytes | str) -> Path:
 
 def append_line(path: Path, line: str) -> None:
     """Append one line and sync it: after a kill, every line but perhaps the last is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with disk_errors(path), path.open("ab") as stream:
-        stream.write(line.rstrip("\n").encode() + b"\n")
-        stream.flush()
-        os.fsync(stream.fileno())
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab") as stream:
+            stream.write(line.rstrip("\n").encode() + b"\n")
+            stream.flush()
+            os.fsync(stream.fileno())
 
 
 def sha256(path: Path) -> str:
@@ -83,12 +92,29 @@ def inside(root: Path, relative: str) -> Path:
     """``root / relative`` with links resolved, refused when it is absolute, a URL, or leaves ``root``."""
     resolved_root = root.resolve()
     if "\0" in relative or "://" in relative or Path(relative).is_absolute() or relative[1:3] in (":\\", ":/"):
-        raise SafetyRefusal("E-SEC-PATH", f"{relative!r} is not a path relative to the root",
-                            "write paths relative to the folder that holds the manifest", where=root.name)
-    path = (resolved_root / relative).resolve()
+        raise SafetyRefusal(
+            "E-SEC-PATH",
+            f"{relative!r} is not a path relative to the root",
+            "write paths relative to the folder that holds the manifest",
+            where=root.name,
+        )
+    try:
+        path = (resolved_root / relative).resolve()
+        path.is_file()
+    except (OSError, RuntimeError) as error:  # a name that is too long, links that run in a circle
+        raise SafetyRefusal(
+            "E-SEC-PATH",
+            f"{relative[:80]!r} cannot be followed ({type(error).__name__})",
+            "shorten the name, or replace the link by the file",
+            where=root.name,
+        ) from error
     if not path.is_relative_to(resolved_root):
-        raise SafetyRefusal("E-SEC-PATH", f"{relative!r} leaves the root",
-                            "move the file under the folder that holds the manifest", where=root.name)
+        raise SafetyRefusal(
+            "E-SEC-PATH",
+            f"{relative!r} leaves the root",
+            "move the file under the folder that holds the manifest",
+            where=root.name,
+        )
     return path
 
 

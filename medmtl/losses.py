@@ -8,10 +8,12 @@ from monai.losses import DiceLoss
 from torch import Tensor
 
 
-def cross_entropy(logits_BK: Tensor, target_B: Tensor, *, class_weights: Tensor | None = None, smoothing: float = 0.0) -> Tensor:
+def cross_entropy(
+    logits_BK: Tensor, target_B: Tensor, *, class_weights: Tensor | None = None, smoothing: float = 0.0
+) -> Tensor:
     """w_y * CE(softmax(logits), smoothed y) / log K; 1 for equal logits when the weights average 1 over the prior."""
     K = logits_BK.shape[1]
-    # cross_entropy(weight=, label_smoothing=) weighs the smoothed terms by *their* class; the weight of a sample is its own.
+    # torch's weight= would weigh each smoothed term by that term's class; here a sample's weight is its own class's.
     loss = F.cross_entropy(logits_BK, target_B, reduction="none", label_smoothing=smoothing) / log(K)
     return loss if class_weights is None else class_weights.to(loss)[target_B] * loss
 
@@ -35,14 +37,18 @@ def dice_cross_entropy(logits: Tensor, target: Tensor, *, class_weights: Tensor 
     gradient that lowers false positives.
     """
     K = logits.shape[1]
-    ce = F.cross_entropy(logits, target, weight=None if class_weights is None else class_weights.to(logits), reduction="none")
-    soft = DiceLoss(softmax=True, to_onehot_y=True, include_background=False, reduction="none", smooth_nr=1.0, smooth_dr=1.0)
+    ce = F.cross_entropy(
+        logits, target, weight=None if class_weights is None else class_weights.to(logits), reduction="none"
+    )
+    soft = DiceLoss(
+        softmax=True, to_onehot_y=True, include_background=False, reduction="none", smooth_nr=1.0, smooth_dr=1.0
+    )
     dice = soft(logits, target[:, None])
     return 0.5 * ce.flatten(1).mean(1) / log(K) + 0.5 * dice.flatten(1).mean(1)
 
 
 def regression(output_B: Tensor, standard_B: Tensor, *, kind: str) -> Tensor:
-    """Loss of a standardised prediction: ``mse`` (z-scored target), ``l1`` or ``huber`` (target / mean absolute deviation)."""
+    """Loss of a standardised prediction: ``mse`` (of z-scores), ``l1`` or ``huber`` (of target / mean deviation)."""
     match kind:
         case "mse":
             return F.mse_loss(output_B, standard_B, reduction="none")

@@ -1,7 +1,7 @@
-"""A model and its specification at work: images -> decoded outputs -> the case table. Used by training, evaluation and inference."""
+"""A model and its specification at work: images -> decoded outputs -> the case table."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -14,23 +14,43 @@ from medmtl.data.case import Case
 from medmtl.data.loader import CaseDataset, plain_batches
 from medmtl.models.views import VIEWS, ViewSet
 
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 Precision = Literal["fp32", "bf16"]
 
 
 class Predictor:
     """Averages decoded outputs over the specification's views. The model is put into evaluation mode for each call."""
 
-    def __init__(self, model: nn.Module, spec: ModelSpec, *, device: torch.device | str = "cpu", precision: Precision = "fp32",
-                 views: ViewSet | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        spec: ModelSpec,
+        *,
+        device: torch.device | str = "cpu",
+        precision: Precision = "fp32",
+        views: ViewSet | None = None,
+    ) -> None:
         self.device, self.spec, self.precision = torch.device(device), spec, precision
         self.views = VIEWS[views or spec.views]
         self.model = model.to(self.device)
 
     @classmethod
-    def of(cls, bundle: Bundle, *, device: torch.device | str = "cpu", precision: Precision = "fp32",
-           views: ViewSet | None = None) -> "Predictor":
+    def of(
+        cls,
+        bundle: Bundle,
+        *,
+        device: torch.device | str = "cpu",
+        precision: Precision = "fp32",
+        views: ViewSet | None = None,
+    ) -> "Predictor":
         """A predictor for a bundle that was read back."""
-        return cls(bundle.model.to(memory_format=torch.channels_last), bundle.spec, device=device, precision=precision, views=views)
+        return cls(
+            channels_last(bundle.model),
+            bundle.spec,
+            device=device,
+            precision=precision,
+            views=views,
+        )
 
     @torch.inference_mode()
     def decode(self, image: Tensor) -> dict[str, Tensor]:
@@ -54,20 +74,34 @@ class Predictor:
     def rows(self, batch: Batch, cases: Mapping[str, Case]) -> list[dict[str, object]]:
         """One row of the case table per case and task of a batch."""
         decoded = self.decode(batch.image)
-        rows = []
+        rows: list[dict[str, object]] = []
         for name, task in self.spec.tasks.items():
             target_name = task.target or name
             targets, labelled = batch.targets.get(target_name), batch.labelled.get(target_name)
             for i, case_id in enumerate(batch.case_ids):
                 known = targets is not None and labelled is not None and bool(labelled[i])
                 case = cases[case_id]
-                rows.append({"case_id": case_id, "group": case.group, "domain": case.domain, "split": case.split, "task": name,
-                             **task.row(decoded[name][i], targets[i] if known and targets is not None else None),
-                             **{f"meta.{key}": value for key, value in case.meta.items()}})
+                rows.append(
+                    {
+                        "case_id": case_id,
+                        "group": case.group,
+                        "domain": case.domain,
+                        "split": case.split,
+                        "task": name,
+                        **task.row(decoded[name][i], targets[i] if known and targets is not None else None),
+                        **{f"meta.{key}": value for key, value in case.meta.items()},
+                    }
+                )
         return rows
 
-    def table(self, dataset: CaseDataset, *, batch_size: int, indices: Sequence[int] | None = None,
-              tick: Callable[[int], None] = lambda done: None) -> pd.DataFrame:
+    def table(
+        self,
+        dataset: CaseDataset,
+        *,
+        batch_size: int,
+        indices: Sequence[int] | None = None,
+        tick: Callable[[int], None] = lambda done: None,
+    ) -> pd.DataFrame:
         """The case table of (a part of) a data set; ``tick`` is told how many cases are done after each batch."""
         chosen = list(range(len(dataset))) if indices is None else list(indices)
         cases = {case.case_id: case for case in dataset.cases}
@@ -78,7 +112,7 @@ class Predictor:
         return case_table(rows)
 
     def arrays(self, images: np.ndarray) -> pd.DataFrame:
-        """Images [B, H, W, C], uint8 or float in [0, 1] -> one row per image: probabilities, labels and values per task.
+        """Images [B, H, W, C], uint8 or float in [0, 1] -> one row per image: probabilities, labels, values.
 
         Dense tasks give the foreground fraction. This is the signature of the MLflow model.
         """
@@ -94,12 +128,22 @@ class Predictor:
         return pd.DataFrame(records)
 
 
+def channels_last(model: ModuleT) -> ModuleT:
+    """The model with its weights in channels-last order, in place (torch's stubs do not know the argument)."""
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
 def case_table(rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:
     """Rows as a data frame, sorted by task and case, with ``target`` and ``prediction`` always there."""
-    table = pd.DataFrame(list(rows))
+    table = pd.DataFrame(list(rows), columns=None if rows else ["case_id", "task"])  # a rank may have no case
     for column in ("target", "prediction"):
         if column not in table:
             table[column] = np.nan
     order = {task: i for i, task in enumerate(dict.fromkeys(table["task"]))}
     keys = table["task"].map(order)
-    return table.assign(_task=keys).sort_values(["_task", "case_id"], kind="stable").drop(columns="_task").reset_index(drop=True)
+    return (
+        table.assign(_task=keys)
+        .sort_values(["_task", "case_id"], kind="stable")
+        .drop(columns="_task")
+        .reset_index(drop=True)
+    )

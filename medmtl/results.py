@@ -1,4 +1,4 @@
-"""A trained run on its test cases: case table, metrics with intervals, report; and what two or more runs say together."""
+"""A trained run on its test cases: case table, metrics, report; and what two or more runs say together."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,8 +16,8 @@ from medmtl.config import load, to_yaml
 from medmtl.engine.callbacks import read_history
 from medmtl.errors import SafetyRefusal, UserError
 from medmtl.evaluation import plots
-from medmtl.evaluation.plots import Figure
 from medmtl.evaluation.compare import compare_tables, format_comparison
+from medmtl.evaluation.plots import Figure
 from medmtl.evaluation.report import write_report
 from medmtl.evaluation.summary import evaluate_table
 from medmtl.experiment import RunFolder, device_of, freeze_thresholds
@@ -55,14 +55,18 @@ def evaluate_run(run: RunFolder, *, say: Say = print) -> Evaluation:
     ``run.json`` and stated in the report.
     """
     if not run.study.is_file():
-        raise UserError("E-EVAL-RUN", "no study.yaml", "give the folder of a run (runs/...), or train first", where=str(run.path))
+        raise UserError(
+            "E-EVAL-RUN", "no study.yaml", "give the folder of a run (runs/...), or train first", where=str(run.path)
+        )
     study = load(Study, run.study)
     bundle = load_bundle(run.bundle)
     prepared = prepare(study)
     _same_data(prepared, bundle)
     predictor = Predictor.of(bundle, device=device_of(study.fit.device), precision=study.fit.precision)
-    tables = {part: predictor.table(prepared.dataset(cases), batch_size=study.loader.evaluation_batch_size)
-              for part, cases in (("val", prepared.split.val), ("test", prepared.split.test))}
+    tables = {
+        part: predictor.table(prepared.dataset(cases), batch_size=study.loader.evaluation_batch_size)
+        for part, cases in (("val", prepared.split.val), ("test", prepared.split.test))
+    }
     readings = int(run.read_facts().get("test_evaluations", 0)) + 1
     run.add_facts({"test_evaluations": readings})
     provenance = {**_provenance(bundle, prepared), "test set read": f"{readings} time(s) by this run"}
@@ -88,7 +92,9 @@ def evaluate_ensemble(runs: Sequence[RunFolder], out: Path, *, say: Say = print)
     averaged = average_tables(tables, first.spec)
     val, test = (averaged[averaged["split"] == part] for part in ("val", "test"))
     if len(test) != len(tables[0][tables[0]["split"] == "test"]):
-        raise UserError("E-ENS-TEST", "the runs have different test cases", "combine runs of one test set", where="ensemble")
+        raise UserError(
+            "E-ENS-TEST", "the runs have different test cases", "combine runs of one test set", where="ensemble"
+        )
     spec = freeze_thresholds(first.spec, val)
     ids = ", ".join(load_bundle(run.bundle).id for run in runs)
     parts = {"val": val, "test": decide(test, spec)}
@@ -108,12 +114,14 @@ def average_tables(tables: Sequence[pd.DataFrame], spec: ModelSpec) -> pd.DataFr
     groups = together.groupby(keys, sort=False, dropna=False)
     result = groups.first().drop(columns=numbers).join(groups[numbers].mean()).reset_index()
     if (groups["target"].nunique() > 1).any():
-        raise UserError("E-ENS-TARGET", "the runs disagree about a label", "combine runs of one manifest", where="ensemble")
+        raise UserError(
+            "E-ENS-TARGET", "the runs disagree about a label", "combine runs of one manifest", where="ensemble"
+        )
     return decide(result, spec)
 
 
 def decide(table: pd.DataFrame, spec: ModelSpec) -> pd.DataFrame:
-    """The table with each classification's predicted label taken from its probabilities and the specification's thresholds."""
+    """The table with each classification's label taken from its probabilities and the specification's thresholds."""
     result = table.copy()
     for name, task in spec.tasks.items():
         if isinstance(task, ClassificationBase):
@@ -125,14 +133,20 @@ def decide(table: pd.DataFrame, spec: ModelSpec) -> pd.DataFrame:
 
 
 def compare_runs(a: Path, b: Path, out: Path | None, *, resamples: int = 1000) -> tuple[Mapping[str, Any], str]:
-    """The paired difference b - a on the test cases that two evaluated runs (or evaluation folders) share, with intervals."""
+    """The paired difference b - a, with intervals, on the test cases that two evaluated runs or folders share."""
     tables, tasks = zip(*(_evaluated(place) for place in (a, b)), strict=True)
     shared = {name: task for name, task in tasks[0].items() if name in tasks[1]}
     if not shared:
-        raise UserError("E-CMP-TASKS", f"the runs share no task ({', '.join(tasks[0])}; {', '.join(tasks[1])})",
-                        "compare runs of one study", where="compare")
-    test = [table[(table["split"] == "test") & table["task"].isin(shared)] for table in tables]
-    comparison = compare_tables(*test, shared, tasks_b={name: tasks[1][name] for name in shared}, resamples=resamples)
+        raise UserError(
+            "E-CMP-TASKS",
+            f"the runs share no task ({', '.join(tasks[0])}; {', '.join(tasks[1])})",
+            "compare runs of one study",
+            where="compare",
+        )
+    left, right = (table[(table["split"] == "test") & table["task"].isin(shared)] for table in tables)
+    comparison = compare_tables(
+        left, right, shared, tasks_b={name: tasks[1][name] for name in shared}, resamples=resamples
+    )
     labels = (a.name, b.name) if a.name != b.name else ("A", "B")
     text = format_comparison(comparison, labels=labels)
     if out is not None:
@@ -155,26 +169,47 @@ def read_cases(path: Path) -> pd.DataFrame:
     if not path.is_file():
         raise UserError("E-EVAL-CASES", "no such case table", "run `medmtl evaluate` first", where=str(path))
     text = {"case_id": str, "group": str, "domain": str, "split": str, "task": str}
-    return pd.read_csv(path, dtype=text, keep_default_na=True, float_precision="round_trip").fillna({"domain": "", "split": ""})
+    return pd.read_csv(path, dtype=text, keep_default_na=True, float_precision="round_trip").fillna(
+        {"domain": "", "split": ""}
+    )
 
 
 def _same_data(prepared: Prepared, bundle: Bundle) -> None:
     found = {"manifest_sha256": prepared.manifest.sha256, "split_sha256": prepared.split.sha256}
     changed = [key for key, value in found.items() if bundle.provenance.get(key) != value]
     if changed:
-        raise SafetyRefusal("E-EVAL-DATA", f"{' and '.join(changed)} are not those of training: test cases may have been trained on",
-                            "restore the manifest, or train again", where=prepared.manifest.name)
+        raise SafetyRefusal(
+            "E-EVAL-DATA",
+            f"{' and '.join(changed)} are not those of training: test cases may have been trained on",
+            "restore the manifest, or train again",
+            where=prepared.manifest.name,
+        )
 
 
 def _provenance(bundle: Bundle, prepared: Prepared) -> dict[str, str]:
     p = bundle.provenance
-    return {"bundle": bundle.id, "study": prepared.study.name, "seed": str(prepared.study.seed), "manifest": str(p.get("manifest_sha256", ""))[:16],
-            "split": str(p.get("split_sha256", ""))[:16], "configuration": str(p.get("config_sha256", ""))[:16],
-            "medmtl": str(p.get("medmtl", "")), "torch": str(p.get("torch", ""))}
+    return {
+        "bundle": bundle.id,
+        "study": prepared.study.name,
+        "seed": str(prepared.study.seed),
+        "manifest": str(p.get("manifest_sha256", ""))[:16],
+        "split": str(p.get("split_sha256", ""))[:16],
+        "configuration": str(p.get("config_sha256", ""))[:16],
+        "medmtl": str(p.get("medmtl", "")),
+        "torch": str(p.get("torch", "")),
+    }
 
 
-def _write(folder: Path, study: Study, spec: ModelSpec, tables: Mapping[str, pd.DataFrame], prepared: Prepared,
-           provenance: Mapping[str, str], more: Mapping[str, Figure], say: Say) -> Evaluation:
+def _write(
+    folder: Path,
+    study: Study,
+    spec: ModelSpec,
+    tables: Mapping[str, pd.DataFrame],
+    prepared: Prepared,
+    provenance: Mapping[str, str],
+    more: Mapping[str, Figure],
+    say: Say,
+) -> Evaluation:
     """``cases.csv``, ``evaluation.json``, ``tasks.yaml``, figures and ``report.html`` of the test table."""
     test = tables["test"]
     e = study.evaluation
@@ -186,16 +221,36 @@ def _write(folder: Path, study: Study, spec: ModelSpec, tables: Mapping[str, pd.
     figures = {**test_figures(test, spec, result), **_galleries(test, spec, prepared, e.gallery), **more}
     for name, figure in figures.items():
         plots.save(figure, folder / "figures", name.replace("/", "-"))
-    notes = [f"{len(prepared.split.train)} training, {len(prepared.split.val)} validation and {test['case_id'].nunique()} test cases; "
-             f"no group is in two of them. Thresholds were chosen on validation. Predictions are averaged over the views '{spec.views}'."]
-    write_report(folder / REPORT, title=study.name, evaluation=result, table=test, figures=figures, provenance=provenance, notes=notes)
+    notes = [
+        f"{len(prepared.split.train)} training, {len(prepared.split.val)} validation and "
+        f"{test['case_id'].nunique()} test cases; no group is in two of them. Thresholds were chosen on validation. "
+        f"Predictions are averaged over the views '{spec.views}'."
+    ]
+    write_report(
+        folder / REPORT,
+        title=study.name,
+        evaluation=result,
+        table=test,
+        figures=figures,
+        provenance=provenance,
+        notes=notes,
+    )
     say(format_result(result))
     return Evaluation(folder, result, test, spec.tasks)
 
 
 def format_result(result: Mapping[str, Any]) -> str:
     """The headline of every task as a plain table: value, interval, constant control, worst domain."""
-    lines = [("task", "metric", "value", "95 % interval" if result["bootstrap"]["level"] == 0.95 else "interval", "constant", "worst domain")]
+    lines = [
+        (
+            "task",
+            "metric",
+            "value",
+            "95 % interval" if result["bootstrap"]["level"] == 0.95 else "interval",
+            "constant",
+            "worst domain",
+        )
+    ]
     for name, task in result["tasks"].items():
         for metric in task["headline"]:
             cell, worst = task["overall"].get(metric), task["worst_domain"].get(metric)
@@ -203,10 +258,20 @@ def format_result(result: Mapping[str, Any]) -> str:
                 continue
             interval = "" if cell["low"] is None else f"{cell['low']:.3f} to {cell['high']:.3f}"
             control = task["control"]["constant"].get(metric)
-            lines.append((name, metric, _number(cell["value"]), interval, _number(control),
-                          f"{_number(worst['value'])} ({worst['domain']})" if worst else ""))
+            lines.append(
+                (
+                    name,
+                    metric,
+                    _number(cell["value"]),
+                    interval,
+                    _number(control),
+                    f"{_number(worst['value'])} ({worst['domain']})" if worst else "",
+                )
+            )
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
 
 
 def _number(value: float | None) -> str:
@@ -220,10 +285,12 @@ def test_figures(table: pd.DataFrame, spec: ModelSpec, result: Mapping[str, Any]
         rows = table[(table["task"] == name) & table["target"].notna()]
         if isinstance(task, ClassificationBase):
             positive = getattr(task, "positive", None) or (task.classes[-1] if len(task.classes) == 2 else None)
-            figures |= {f"{name}/roc": plots.roc(rows, classes=task.classes),
-                        f"{name}/precision_recall": plots.precision_recall(rows, classes=task.classes),
-                        f"{name}/calibration": plots.calibration(rows, positive=positive),
-                        f"{name}/confusion": plots.confusion(rows, classes=task.classes)}
+            figures |= {
+                f"{name}/roc": plots.roc(rows, classes=task.classes),
+                f"{name}/precision_recall": plots.precision_recall(rows, classes=task.classes),
+                f"{name}/calibration": plots.calibration(rows, positive=positive),
+                f"{name}/confusion": plots.confusion(rows, classes=task.classes),
+            }
         elif isinstance(task, Regression):
             figures[f"{name}/agreement"] = plots.agreement(rows, unit=task.unit)
         elif isinstance(task, Segmentation):
@@ -241,8 +308,15 @@ def _galleries(table: pd.DataFrame, spec: ModelSpec, prepared: Prepared, count: 
         rows = table[(table["task"] == name) & table["target"].notna()]
         if task.auxiliary or rows.empty or not count:
             continue
-        worst = rows.assign(error=error_size(rows, task)).sort_values(["error", "case_id"], ascending=[False, True]).head(count)
-        items = [(_thumbnail(prepared, cases[row.case_id].image), f"{row.case_id}\n{_caption(row, task)}") for row in worst.itertuples()]
+        worst = (
+            rows.assign(error=error_size(rows, task))
+            .sort_values(["error", "case_id"], ascending=[False, True])
+            .head(count)
+        )
+        items = [
+            (_thumbnail(prepared, cases[row.case_id].image), f"{row.case_id}\n{_caption(row, task)}")
+            for row in worst.itertuples()
+        ]
         figures[f"{name}/worst_errors"] = plots.worst_errors(items)
     return figures
 
@@ -276,11 +350,19 @@ def _history_figures(run: RunFolder) -> dict[str, Figure]:
     rows = pd.DataFrame(read_history(run.history), columns=["epoch", "step", "name", "value"])
     if rows.empty:
         return {}
-    shown = rows[rows["name"].str.startswith(("train.", "val."))].groupby(["epoch", "name"], sort=False).last().reset_index()
+    shown = (
+        rows[rows["name"].str.startswith(("train.", "val."))]
+        .groupby(["epoch", "name"], sort=False)
+        .last()
+        .reset_index()
+    )
     parts = shown["name"].str.split(".")
     shown = shown[parts.str.len() <= 3 + shown["name"].str.contains("dice|iou|hd95")]
     shown = shown.assign(name=shown["name"].str.replace(".", "/", n=1, regex=False))
-    headline = shown[shown["name"].str.endswith(("loss", "auroc", "balanced_accuracy", "mae", "pearson")) | shown["name"].str.contains("dice")]
+    headline = shown[
+        shown["name"].str.endswith(("loss", "auroc", "balanced_accuracy", "mae", "pearson"))
+        | shown["name"].str.contains("dice")
+    ]
     figures = {"learning_curves": plots.loss_curves(headline)}
     cosines = rows[rows["name"].str.startswith("cosine.")]
     if len(cosines):
@@ -320,7 +402,9 @@ def _reopened(study: Study, run: RunFolder) -> Iterator[Any]:
     from medmtl.engine.mlflow import Tracker  # mlflow takes seconds to import
 
     config = study.tracking.model_copy(update={"system_metrics": False})
-    with Tracker.open(config, run_name=run.path.name, folder=run.path, tags={}, params={}, resume_run_id=run_id) as tracker:
+    with Tracker.open(
+        config, run_name=run.path.name, folder=run.path, tags={}, params={}, resume_run_id=run_id
+    ) as tracker:
         yield tracker
 
 

@@ -1,6 +1,7 @@
 """Counted randomness: a seed is a hash of *what* it is for, so it needs no state and nothing can disturb it.
 
-Augmentation is drawn from (seed, epoch, position), an epoch's order from (seed, epoch), dropout from (seed, step, rank).
+Augmentation is drawn from (seed, epoch, position), an epoch's order from (seed, epoch), dropout from (seed, step,
+rank).
 The bits are therefore the same for any number of workers and after any interruption.
 """
 

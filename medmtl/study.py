@@ -26,8 +26,16 @@ from medmtl.models.views import ViewSet
 from medmtl.tasks import AnyTask
 from medmtl.tasks.domain import Domain
 
-HARMLESS = ("loader.workers", "loader.cache", "loader.evaluation_batch_size", "tracking", "evaluation", "fit.device",
-            "fit.checkpoint_minutes", "fit.threads")  # keys that may change between a run and its resumption
+HARMLESS = (
+    "loader.workers",
+    "loader.cache",
+    "loader.evaluation_batch_size",
+    "tracking",
+    "evaluation",
+    "fit.device",
+    "fit.checkpoint_minutes",
+    "fit.threads",
+)  # keys that may change between a run and its resumption
 
 
 class DataConfig(Config):
@@ -72,7 +80,9 @@ class Study(Config):
             raise ValueError(f"name {self.name!r} becomes a folder: use letters, digits, '-', '_', '.'")
         task = self.monitored.partition(".")[0]
         if task not in self.tasks:
-            raise ValueError(f"fit.monitor {self.monitored!r} names no task; write <task>.<metric> with one of {list(self.tasks)}")
+            raise ValueError(
+                f"fit.monitor {self.monitored!r} names no task; write <task>.<metric> with one of {list(self.tasks)}"
+            )
         return self
 
     @property
@@ -86,15 +96,24 @@ class Study(Config):
     def alone(self, name: str) -> "Study":
         """The same study with one task only, everything else equal: the control of every multi-task claim."""
         if name not in self.tasks:
-            raise UserError("E-CFG-TASK", f"the study has no task {name!r}", f"choose one of {', '.join(self.tasks)}",
-                            where="--single-task")
+            raise UserError(
+                "E-CFG-TASK",
+                f"the study has no task {name!r}",
+                f"choose one of {', '.join(self.tasks)}",
+                where="--single-task",
+            )
         task = self.tasks[name].model_copy(update={"weight": 1.0, "auxiliary": False})
         first, _, _ = self.monitored.partition(".")
         monitor = self.fit.monitor if first == name else None
         stratify = self.data.stratify or self.stratify
-        return self.model_copy(update={
-            "name": f"{self.name}-only-{name}", "tasks": {name: task}, "fit": self.fit.model_copy(update={"monitor": monitor}),
-            "data": self.data.model_copy(update={"stratify": stratify})})
+        return self.model_copy(
+            update={
+                "name": f"{self.name}-only-{name}",
+                "tasks": {name: task},
+                "fit": self.fit.model_copy(update={"monitor": monitor}),
+                "data": self.data.model_copy(update={"stratify": stratify}),
+            }
+        )
 
     @property
     def stratify(self) -> str:
@@ -120,7 +139,7 @@ class Study(Config):
 
 @dataclass(frozen=True)
 class Prepared:
-    """A study with its data: the manifest, who is where, and the specification with everything fitted on train labels."""
+    """A study with its data: the manifest, who is where, and the specification fitted on the training labels."""
 
     study: Study
     manifest: Manifest
@@ -131,12 +150,22 @@ class Prepared:
     @property
     def targets(self) -> dict[str, Target]:
         """Target column -> reader; the domain is no column."""
-        return {task.target or name: task.reader() for name, task in self.spec.tasks.items() if not isinstance(task, Domain)}
+        return {
+            task.target or name: task.reader() for name, task in self.spec.tasks.items() if not isinstance(task, Domain)
+        }
 
     def dataset(self, cases: tuple[Case, ...], *, augment: bool = False) -> CaseDataset:
         """The samples of some cases, augmented for training or plain."""
-        return CaseDataset(cases, self.manifest.root, self.targets, self.domains, self.spec.preprocess,
-                           augment=self.study.augment if augment else None, seed=self.study.seed, cache=self.study.loader.cache)
+        return CaseDataset(
+            cases,
+            self.manifest.root,
+            self.targets,
+            self.domains,
+            self.spec.preprocess,
+            augment=self.study.augment if augment else None,
+            seed=self.study.seed,
+            cache=self.study.loader.cache,
+        )
 
 
 def prepare(study: Study) -> Prepared:
@@ -153,31 +182,76 @@ def prepare(study: Study) -> Prepared:
 
 
 def _check_columns(study: Study, manifest: Manifest) -> None:
+    readers: dict[str, Target] = {}
     for name, task in study.tasks.items():
         column = task.target or name
-        if not isinstance(task, Domain) and column not in manifest.targets:
-            raise UserError("E-CFG-TARGET", f"task {name!r} needs column target.{column}, the manifest has "
-                            f"{', '.join('target.' + t for t in manifest.targets) or 'no target'}",
-                            f"set tasks.{name}.target or add the column", where=manifest.name)
+        if isinstance(task, Domain):
+            continue
+        if column == "domain":  # in a batch, "domain" is the manifest's domain column
+            raise UserError(
+                "E-CFG-TARGET",
+                f"task {name!r} reads target.domain, which a batch holds the domain under",
+                "use kind: domain, or rename the column",
+                where=f"tasks.{name}",
+            )
+        if readers.setdefault(column, task.reader()) != task.reader():
+            raise UserError(
+                "E-CFG-TARGET",
+                f"task {name!r} reads target.{column} otherwise than another task does",
+                "give both the same classes in the same order, or the same low and high",
+                where=f"tasks.{name}",
+            )
+        if column not in manifest.targets:
+            raise UserError(
+                "E-CFG-TARGET",
+                f"task {name!r} needs column target.{column}, the manifest has "
+                f"{', '.join('target.' + t for t in manifest.targets) or 'no target'}",
+                f"set tasks.{name}.target or add the column",
+                where=manifest.name,
+            )
+    for key, column in (("sampler.target", study.sampler.target), ("data.stratify", study.data.stratify)):
+        if column is not None and column not in manifest.targets:
+            raise UserError(
+                "E-CFG-TARGET",
+                f"{key} names {column!r}, the manifest has {', '.join(manifest.targets) or 'no target'}",
+                "write one of these",
+                where=manifest.name,
+            )
 
 
 def _fitted(name: str, task: AnyTask, split: Split, manifest: Manifest, domains: tuple[str, ...]) -> AnyTask:
     """The task resolved on training labels; refused where it could not be learned or selected."""
     if isinstance(task, Domain):
         if len(domains) < 2:
-            raise UserError("E-CFG-DOMAIN", f"the training part has {len(domains)} domain(s), task {name!r} needs two",
-                            "fill the manifest's domain column or remove the task", where=f"tasks.{name}")
+            raise UserError(
+                "E-CFG-DOMAIN",
+                f"the training part has {len(domains)} domain(s), task {name!r} needs two",
+                "fill the manifest's domain column or remove the task",
+                where=f"tasks.{name}",
+            )
         known = task.model_copy(update={"classes": domains})
         return known.fit([domains.index(case.domain) for case in split.train if case.domain])
     column, reader = task.target or name, task.reader()
     found = labels(split.train, column, reader, manifest.root)
     if not found:
-        raise UserError("E-CFG-LABELS", f"no training case has a label for task {name!r}", "add labels or remove the task",
-                        where=f"{manifest.name} target.{column}")
+        raise UserError(
+            "E-CFG-LABELS",
+            f"no training case has a label for task {name!r}",
+            "add labels or remove the task",
+            where=f"{manifest.name} target.{column}",
+        )
     return task.fit(found)
 
 
 def label_counts(prepared: Prepared) -> Mapping[str, Mapping[str, int]]:
     """Per task, how many cases of each part are labelled: printed before training."""
-    return {name: {part: sum((bool(case.domain) if isinstance(task, Domain) else (task.target or name) in case.targets) for case in cases)
-                   for part, cases in prepared.split.parts().items()} for name, task in prepared.spec.tasks.items()}
+    return {
+        name: {
+            part: sum(
+                (bool(case.domain) if isinstance(task, Domain) else (task.target or name) in case.targets)
+                for case in cases
+            )
+            for part, cases in prepared.split.parts().items()
+        }
+        for name, task in prepared.spec.tasks.items()
+    }

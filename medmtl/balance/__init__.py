@@ -44,7 +44,9 @@ class GramianConfig(Config):
 
     kind: Literal["upgrad", "pcgrad", "mgda", "aligned_mtl", "cagrad"]
     shared: Literal["all", "last"] = "all"  # last: only the trailing quarter of the encoder, to save time
-    radius: float = Field(0.4, ge=0, lt=1)  # CAGrad's c
+    radius: float = Field(
+        0.4, ge=0, lt=1
+    )  # CAGrad's c; the direction is divided by 1 + c, as the authors' rescale = 2 does
 
     def build(self, tasks: int) -> Balancer:
         match self.kind:
@@ -57,7 +59,9 @@ class GramianConfig(Config):
             case "aligned_mtl":
                 return Gramian(AlignedMTLWeighting(), averages=True)
             case "cagrad":
-                return Gramian(CAGradWeighting(c=self.radius), averages=True)
+                return Gramian(CAGradWeighting(c=self.radius), averages=True, gain=1 / (1 + self.radius))
 
 
-AnyBalancer = Annotated[FixedConfig | UncertaintyConfig | DynamicWeightAverageConfig | GramianConfig, Field(discriminator="kind")]
+AnyBalancer = Annotated[
+    FixedConfig | UncertaintyConfig | DynamicWeightAverageConfig | GramianConfig, Field(discriminator="kind")
+]

@@ -21,8 +21,14 @@ def jacobian(losses: Tensor, shared: list[nn.Parameter]) -> Tensor:
     rows = []
     for loss in losses:
         gradients = torch.autograd.grad(loss, shared, retain_graph=True, allow_unused=True)
-        rows.append(torch.cat([torch.zeros_like(p).flatten() if g is None else g.flatten()
-                               for p, g in zip(shared, gradients, strict=True)]).float())
+        rows.append(
+            torch.cat(
+                [
+                    torch.zeros_like(p).flatten() if g is None else g.flatten()
+                    for p, g in zip(shared, gradients, strict=True)
+                ]
+            ).float()
+        )
     return dist.mean(torch.stack(rows))
 
 
@@ -35,14 +41,18 @@ def cosines(gramian: Tensor) -> Tensor:
 class Gramian(Balancer):
     """sum_t w_t(G) L_t with weights from a TorchJD weighting, held constant in the backward pass.
 
-    A weighting that averages (UPGrad, MGDA, CAGrad, Aligned-MTL) is multiplied by the number of present tasks, so that
-    without conflict all balancers are on the scale of :class:`~medmtl.balance.static.Fixed`. Rank 0's weights count:
-    some weightings are random (PCGrad's order of tasks).
+    A weighting that averages (UPGrad, MGDA, CAGrad, Aligned-MTL) is multiplied by the number of present tasks, and all by
+    ``gain``, so that without conflict all balancers are on the scale of :class:`~medmtl.balance.static.Fixed`. Rank 0's
+    weights count: some weightings are random (PCGrad's order of tasks).
+
+    Weights depend on the directions and the relative lengths of the gradients, so G is divided by its mean diagonal:
+    CAGrad's solver takes a short gradient for none and would stop all training. Where there is no gradient, or one that
+    is not finite (the step will be skipped), the weights are 1.
     """
 
-    def __init__(self, weighting: Weighting, *, averages: bool) -> None:
+    def __init__(self, weighting: Weighting, *, averages: bool, gain: float = 1.0) -> None:
         super().__init__()
-        self.weighting, self.averages = weighting, averages
+        self.weighting, self.averages, self.gain = weighting, averages, gain
         self.last: Tensor | None = None  # [T, T], for logging
 
     def forward(self, losses: Tensor, shared: list[nn.Parameter], present: Tensor) -> Tensor:
@@ -50,10 +60,14 @@ class Gramian(Balancer):
         G = J_TP @ J_TP.T
         self.last = G
         index = present.nonzero()[:, 0]
-        if len(index) == 0:
+        length = G.diagonal()[index].mean()  # NaN without a present task
+        if not (torch.isfinite(G).all() and length > 0):
             return losses.sum()
-        weights = torch.zeros_like(losses)  # an absent task keeps weight 0 but stays in the graph: DDP waits for its head
-        weights[index] = self.weighting(G[index][:, index]).to(losses) * (len(index) if self.averages else 1)
+        weights = torch.zeros_like(
+            losses
+        )  # an absent task keeps weight 0 but stays in the graph: DDP waits for its head
+        scale = self.gain * (len(index) if self.averages else 1)
+        weights[index] = self.weighting(G[index][:, index] / length).to(losses) * scale
         return dist.from_rank_0(weights.detach()) @ losses
 
 

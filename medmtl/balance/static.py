@@ -67,13 +67,12 @@ class DynamicWeightAverage(Balancer):
 
     def forward(self, losses: Tensor, shared: list[nn.Parameter], present: Tensor) -> Tensor:
         if self.training:
-            self.sums += losses.detach()
+            self.sums += dist.mean(losses.detach().clone())  # alike on all ranks, so a checkpoint of one is that of all
             self.counts += present
         return (self.weights().to(losses) * losses).sum()
 
     def end_epoch(self) -> None:
-        sums = dist.mean(self.sums.clone())
-        mean = torch.where(self.counts > 0, sums / self.counts.clamp(min=1), self.history[1])
+        mean = torch.where(self.counts > 0, self.sums / self.counts.clamp(min=1), self.history[1])
         self.history.copy_(torch.stack([self.history[1], mean]))
         self.sums.zero_()
         self.counts.zero_()

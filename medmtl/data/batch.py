@@ -35,8 +35,13 @@ class Batch:
             return {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
 
         image = self.image.to(device, non_blocking=True, memory_format=memory_format)
-        return replace(self, image=image, targets=move(self.targets), labelled=move(self.labelled),
-                       domain=self.domain.to(device, non_blocking=True))
+        return replace(
+            self,
+            image=image,
+            targets=move(self.targets),
+            labelled=move(self.labelled),
+            domain=self.domain.to(device, non_blocking=True),
+        )
 
     def pin_memory(self) -> "Batch":
         """Called by :class:`torch.utils.data.DataLoader` when ``pin_memory`` is set."""
@@ -44,8 +49,13 @@ class Batch:
         def pin(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             return {name: tensor.pin_memory() for name, tensor in tensors.items()}
 
-        return replace(self, image=self.image.pin_memory(), targets=pin(self.targets), labelled=pin(self.labelled),
-                       domain=self.domain.pin_memory())
+        return replace(
+            self,
+            image=self.image.pin_memory(),
+            targets=pin(self.targets),
+            labelled=pin(self.labelled),
+            domain=self.domain.pin_memory(),
+        )
 
 
 def collate(samples: Sequence[Sample]) -> Batch:

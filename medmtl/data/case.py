@@ -9,6 +9,7 @@ import csv
 import difflib
 import hashlib
 import io
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,8 +61,9 @@ def read_manifest(path: Path, *, check_files: bool = True) -> Manifest:
     try:
         content = path.read_bytes()
     except FileNotFoundError as error:
-        raise UserError("E-MAN-FILE", "no such manifest", "run `make prepare` first or correct data.manifest",
-                        where=str(path)) from error
+        raise UserError(
+            "E-MAN-FILE", "no such manifest", "run `make prepare` first or correct data.manifest", where=str(path)
+        ) from error
     rows, header = _rows(content, path.name)
     _check_header(header, path.name)
     targets = tuple(column.removeprefix("target.") for column in header if column.startswith("target."))
@@ -71,8 +73,9 @@ def read_manifest(path: Path, *, check_files: bool = True) -> Manifest:
         problems.append("no rows; a manifest needs at least one case")
     if problems:
         more = f" (and {len(problems) - _SHOWN} more)" if len(problems) > _SHOWN else ""
-        raise UserError("E-MAN-ROW", "; ".join(problems[:_SHOWN]) + more, "correct these rows of the manifest",
-                        where=path.name)
+        raise UserError(
+            "E-MAN-ROW", "; ".join(problems[:_SHOWN]) + more, "correct these rows of the manifest", where=path.name
+        )
     return Manifest(path.parent, cases, hashlib.sha256(content).hexdigest(), targets, path.name)
 
 
@@ -88,14 +91,35 @@ def write_manifest(path: Path, cases: Iterable[Case]) -> Path:
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow([*COLUMNS, *(f"target.{name}" for name in targets), *(f"meta.{name}" for name in metas)])
     for case in ordered:
-        cells = [case.case_id, case.group, case.domain, case.split, case.image,
-                 *(case.targets.get(name, "") for name in targets), *(case.meta.get(name, "") for name in metas)]
-        formula = next((cell for cell in cells if cell[:1] in ("=", "@", "\t", "\r")), None)
+        cells = [
+            case.case_id,
+            case.group,
+            case.domain,
+            case.split,
+            case.image,
+            *(case.targets.get(name, "") for name in targets),
+            *(case.meta.get(name, "") for name in metas),
+        ]
+        formula = next((cell for cell in cells if _runs(cell)), None)
         if formula is not None:
-            raise UserError("E-MAN-FORMULA", f"cell {formula!r} would run as a formula in a spreadsheet",
-                            "rename it", where=f"case {case.case_id}")
+            raise UserError(
+                "E-MAN-FORMULA",
+                f"cell {formula!r} would run as a formula in a spreadsheet",
+                "rename it",
+                where=f"case {case.case_id}",
+            )
         writer.writerow(cells)
     return write_atomic(path, stream.getvalue())
+
+
+def _runs(cell: str) -> bool:
+    """Whether a spreadsheet takes the cell for a formula; a signed number is none."""
+    if cell[:1] in ("+", "-"):
+        try:
+            float(cell)
+        except ValueError:
+            return True
+    return cell[:1] in ("=", "@", "\t", "\r")
 
 
 def _rows(content: bytes, name: str) -> tuple[list[tuple[int, dict[str, str]]], list[str]]:
@@ -112,8 +136,12 @@ def _rows(content: bytes, name: str) -> tuple[list[tuple[int, dict[str, str]]], 
     try:
         for row in reader:
             if None in row or None in row.values():
-                raise UserError("E-MAN-WIDTH", f"the header has {len(reader.fieldnames or [])} columns, the row another number",
-                                "check the commas and quotes of this row", where=f"{name} row {reader.line_num}")
+                raise UserError(
+                    "E-MAN-WIDTH",
+                    f"the header has {len(reader.fieldnames or [])} columns, the row another number",
+                    "check the commas and quotes of this row",
+                    where=f"{name} row {reader.line_num}",
+                )
             rows.append((reader.line_num, {key.strip(): value.strip() for key, value in row.items()}))
     except csv.Error as error:
         raise UserError("E-MAN-CSV", str(error), "check the quotes", where=f"{name} row {reader.line_num}") from error
@@ -123,32 +151,49 @@ def _rows(content: bytes, name: str) -> tuple[list[tuple[int, dict[str, str]]], 
 def _check_header(header: Sequence[str], name: str) -> None:
     missing = [column for column in COLUMNS if column not in header]
     if missing:
-        raise UserError("E-MAN-COLUMN", f"no column {', '.join(missing)}", f"add it; a manifest has {', '.join(COLUMNS)}",
-                        where=name)
+        raise UserError(
+            "E-MAN-COLUMN",
+            f"no column {', '.join(missing)}",
+            f"add it; a manifest has {', '.join(COLUMNS)}",
+            where=name,
+        )
     repeated = sorted({column for column in header if header.count(column) > 1})
     if repeated:
         raise UserError("E-MAN-COLUMN", f"column {repeated[0]!r} occurs twice", "keep one", where=name)
     for column in header:
         if column not in COLUMNS and not column.startswith(("target.", "meta.")):
             close = difflib.get_close_matches(column, [*COLUMNS, f"target.{column}"], n=1)
-            raise UserError("E-MAN-COLUMN", f"unknown column {column!r}",
-                            f"name it {close[0]!r}, or {'meta.' + column!r} to carry it along" if close
-                            else f"name it {'target.' + column!r} or {'meta.' + column!r}", where=name)
+            raise UserError(
+                "E-MAN-COLUMN",
+                f"unknown column {column!r}",
+                f"name it {close[0]!r}, or {'meta.' + column!r} to carry it along"
+                if close
+                else f"name it {'target.' + column!r} or {'meta.' + column!r}",
+                where=name,
+            )
 
 
 def _case(row: Mapping[str, str], number: int) -> Case:
     def named(prefix: str) -> dict[str, str]:
         return {key.removeprefix(prefix): value for key, value in row.items() if key.startswith(prefix) and value}
 
-    return Case(row["case_id"], row["group"], row["image"], row["domain"], row["split"],
-                named("target."), named("meta."), number)
+    return Case(
+        row["case_id"],
+        row["group"],
+        row["image"],
+        row["domain"],
+        row["split"],
+        named("target."),
+        named("meta."),
+        number,
+    )
 
 
 def _duplicates(cases: Sequence[Case]) -> list[str]:
     seen: dict[str, int] = {}
     problems = []
     for case in cases:
-        key = case.case_id.casefold()
+        key = unicodedata.normalize("NFC", case.case_id).casefold()  # one file name on macOS and Windows
         if key in seen:
             problems.append(f"row {case.row}: case_id {case.case_id!r} is also in row {seen[key]}; make ids unique")
         seen.setdefault(key, case.row)
@@ -161,8 +206,10 @@ def _problems(case: Case, root: Path, check_files: bool, targets: Sequence[str])
     for column in ("case_id", "group", "image"):
         if not getattr(case, column):
             found.append(f"row {case.row}: {column} is empty; every case needs one")
-    if set(case.case_id) & set('/\\\0:*?"<>|\n'):
-        found.append(f"row {case.row}: case_id {case.case_id!r} cannot be a file name; use letters, digits, '-', '_', '.'")
+    if set(case.case_id) & set('/\\\0:*?"<>|\n') or case.case_id in (".", ".."):
+        found.append(
+            f"row {case.row}: case_id {case.case_id!r} cannot be a file name; use letters, digits, '-', '_', '.'"
+        )
     if case.split not in ("", *SPLITS):
         found.append(f"row {case.row}: split {case.split!r} is not one of {', '.join(SPLITS)} or empty")
     if case.image and not (path := inside(root, case.image)).is_file() and check_files:

@@ -1,5 +1,6 @@
 """Cases -> samples -> batches: read, preprocess (cached in memory), augment by counted randomness, collate."""
 
+import signal
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,7 +48,9 @@ class CaseDataset(Dataset):  # type: ignore[type-arg]
     augment: Augment | None = None
     seed: int = 0
     cache: Literal["none", "memory"] = "memory"
-    _kept: dict[int, tuple[dict[str, Tensor], dict[str, Tensor], dict[str, bool]]] = field(default_factory=dict, repr=False)
+    _kept: dict[int, tuple[dict[str, Tensor], dict[str, Tensor], dict[str, bool]]] = field(
+        default_factory=dict, repr=False
+    )
 
     def __post_init__(self) -> None:
         dense = tuple(name for name, target in self.targets.items() if target.dense)
@@ -62,13 +65,21 @@ class CaseDataset(Dataset):  # type: ignore[type-arg]
         """(image and dense targets before windowing, scalar targets, labelled), from memory if it was read before."""
         if index in self._kept:
             kept, scalars, labelled = self._kept[index]
-            return {**kept, "image": kept["image"].float() / 255 if kept["image"].dtype == torch.uint8 else kept["image"]}, scalars, labelled
+            return (
+                {**kept, "image": kept["image"].float() / 255 if kept["image"].dtype == torch.uint8 else kept["image"]},
+                scalars,
+                labelled,
+            )
         case = self.cases[index]
         try:
             arrays, scalars, labelled = self._read(case)
         except UserError as error:
-            raise type(error)(error.code, error.what, error.remedy, where=f"case {case.case_id} (manifest row {case.row})"
-                              f"{', ' + error.where if error.where else ''}") from error
+            raise type(error)(
+                error.code,
+                error.what,
+                error.remedy,
+                where=f"case {case.case_id} (manifest row {case.row}){', ' + error.where if error.where else ''}",
+            ) from error
         if self.cache == "memory":
             self._kept[index] = ({**arrays, "image": _compact(arrays["image"])}, scalars, labelled)
         return arrays, scalars, labelled
@@ -84,8 +95,11 @@ class CaseDataset(Dataset):  # type: ignore[type-arg]
             value = target.placeholder(tuple(image.shape[1:])) if cell is None else target.read(case, cell, self.root)
             if target.dense:
                 if value.shape != image.shape[1:]:
-                    raise UserError("E-TGT-SIZE", f"mask target.{name} is {tuple(value.shape)}, the image {tuple(image.shape[1:])}",
-                                    "make the mask on the image's own grid")
+                    raise UserError(
+                        "E-TGT-SIZE",
+                        f"mask target.{name} is {tuple(value.shape)}, the image {tuple(image.shape[1:])}",
+                        "make the mask on the image's own grid",
+                    )
                 sample[name] = value
             else:
                 scalars[name] = value
@@ -101,7 +115,11 @@ class CaseDataset(Dataset):  # type: ignore[type-arg]
         sample, scalars, labelled = self.read(index)
         if self._pipeline is not None and isinstance(draw, Draw):
             seed = counted("augment", self.seed, draw.epoch, draw.position)
-            reference = self.read(seed % len(self))[0]["image"] if self.augment is not None and self.augment.fourier.on else None
+            reference = (
+                self.read(seed % len(self))[0]["image"]
+                if self.augment is not None and self.augment.fourier.on
+                else None
+            )
             sample = self._pipeline(sample, seed, reference)
         else:
             sample = self.preprocess.to_window(sample)
@@ -110,8 +128,12 @@ class CaseDataset(Dataset):  # type: ignore[type-arg]
         domain = self.domains.index(case.domain) if case.domain in self.domains else -1
         image = sample["image"]
         if not torch.isfinite(image).all():
-            raise UserError("E-IMG-FINITE", "the preprocessed image holds NaN or infinity", "check the image and the augmentation",
-                            where=f"case {case.case_id}")
+            raise UserError(
+                "E-IMG-FINITE",
+                "the preprocessed image holds NaN or infinity",
+                "check the image and the augmentation",
+                where=f"case {case.case_id}",
+            )
         dense = {name: sample[name] for name, target in self.targets.items() if target.dense}
         return Sample(image, {**scalars, **dense}, labelled, domain, case.case_id)
 
@@ -123,15 +145,58 @@ def _compact(image: Tensor) -> Tensor:
     return rounded.to(torch.uint8) if torch.equal(rounded / 255, image) else image.clone()
 
 
-def _single_thread(worker: int) -> None:
+def _begin_worker(worker: int) -> None:
+    """One thread, and no end by a signal that is meant for the whole group: the training process ends its workers.
+
+    Otherwise Ctrl-C or a scheduler's SIGTERM would kill the workers while the training process finishes its step. A
+    second SIGTERM is obeyed.
+    """
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
-def train_loader(dataset: CaseDataset, order: EpochOrder, *, workers: int, pin: bool) -> "DataLoader[Batch]":
+@dataclass
+class _Caught(Dataset):  # type: ignore[type-arg]
+    """Samples, or the error instead of one: torch would turn it into a RuntimeError on its way out of a worker."""
+
+    dataset: CaseDataset
+
+    def __getitem__(self, draw: Draw) -> "Sample | UserError":
+        try:
+            return self.dataset[draw]
+        except UserError as error:
+            return error
+
+
+def _collate(samples: "Sequence[Sample | UserError]") -> "Batch | UserError":
+    error = next((sample for sample in samples if isinstance(sample, UserError)), None)
+    return error or collate([sample for sample in samples if not isinstance(sample, UserError)])
+
+
+class BatchLoader(DataLoader):  # type: ignore[type-arg]
+    """Batches; a case that cannot be read raises its :class:`UserError` here, whichever process read it."""
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        for item in super().__iter__():
+            if isinstance(item, UserError):
+                raise item
+            yield item
+
+
+def train_loader(dataset: CaseDataset, order: EpochOrder, *, workers: int, pin: bool) -> BatchLoader:
     """Batches in the order given. Its own generator leaves the global one alone."""
-    return DataLoader(dataset, batch_sampler=order, collate_fn=collate, generator=generator("loader"), pin_memory=pin,  # type: ignore[arg-type]
-                      num_workers=workers, persistent_workers=workers > 0, worker_init_fn=_single_thread,
-                      prefetch_factor=4 if workers else None)
+    return BatchLoader(
+        _Caught(dataset),
+        batch_sampler=order,
+        collate_fn=_collate,
+        generator=generator("loader"),
+        pin_memory=pin,  # type: ignore[arg-type]
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        worker_init_fn=_begin_worker,
+        prefetch_factor=4 if workers else None,
+    )
 
 
 def plain_batches(dataset: CaseDataset, indices: Sequence[int], batch_size: int) -> Iterator[Batch]:

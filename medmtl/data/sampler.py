@@ -1,10 +1,10 @@
 """The order of an epoch, as a function of (seed, epoch): for any number of ranks and workers, from any batch on."""
 
 from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from medmtl.config import Config
@@ -17,7 +17,7 @@ class Draw(NamedTuple):
 
     epoch: int
     position: int
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
 
 
 class SamplerConfig(Config):
@@ -27,6 +27,12 @@ class SamplerConfig(Config):
     balance: Literal["none", "domain", "label", "both"] = "none"
     target: str | None = None
     power: float = Field(1.0, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.balance in ("label", "both") and self.target is None:
+            raise ValueError(f"balance {self.balance!r} needs `target`, the column whose classes are balanced")
+        return self
 
     def weights(self, cases: Sequence[Case]) -> Tensor | None:
         """Relative frequencies [N], or None for every case once."""
@@ -38,7 +44,10 @@ class SamplerConfig(Config):
 
     def _cell(self, case: Case) -> tuple[str, str]:
         label = case.targets.get(self.target or "", "")
-        return (case.domain if self.balance in ("domain", "both") else "", label if self.balance in ("label", "both") else "")
+        return (
+            case.domain if self.balance in ("domain", "both") else "",
+            label if self.balance in ("label", "both") else "",
+        )
 
 
 class EpochOrder:
@@ -48,9 +57,18 @@ class EpochOrder:
     the same settings mean the same training on any number of processes. An incomplete last batch is dropped.
     """
 
-    def __init__(self, size: int, batch_size: int, *, seed: int, weights: Tensor | None = None, rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self, size: int, batch_size: int, *, seed: int, weights: Tensor | None = None, rank: int = 0, world: int = 1
+    ) -> None:
         assert batch_size % world == 0 and size >= batch_size, (size, batch_size, world)
-        self.size, self.batch_size, self.seed, self.weights, self.rank, self.world = size, batch_size, seed, weights, rank, world
+        self.size, self.batch_size, self.seed, self.weights, self.rank, self.world = (
+            size,
+            batch_size,
+            seed,
+            weights,
+            rank,
+            world,
+        )
         self.epoch, self.start = 0, 0
 
     def at(self, epoch: int, batch: int = 0) -> "EpochOrder":

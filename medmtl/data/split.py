@@ -93,8 +93,12 @@ def split_cases(manifest: Manifest, config: AnySplit, *, stratify: str | None) -
             assigned = _by_fold(cases, config, stratify)
         case LeaveDomainOut():
             if config.domain not in manifest.domains:
-                raise UserError("E-SPLIT-DOMAIN", f"no case has the domain {config.domain!r}",
-                                f"choose one of {', '.join(manifest.domains)}", where="data.split.domain")
+                raise UserError(
+                    "E-SPLIT-DOMAIN",
+                    f"no case has the domain {config.domain!r}",
+                    f"choose one of {', '.join(manifest.domains)}",
+                    where="data.split.domain",
+                )
             outside = [case for case in cases if case.domain != config.domain]
             train, val = _carve(outside, config.validation, stratify, config.seed, "val")
             assigned = {"train": train, "val": val, "test": [c for c in cases if c.domain == config.domain]}
@@ -108,15 +112,23 @@ def check_split(split: Split) -> None:
     places: dict[str, set[str]] = defaultdict(set)
     for name, cases in split.parts().items():
         if not cases:
-            raise UserError("E-SPLIT-EMPTY", f"the {name} part has no case", "check the split column or the fractions",
-                            where="data.split")
+            raise UserError(
+                "E-SPLIT-EMPTY",
+                f"the {name} part has no case",
+                "check the split column or the fractions",
+                where="data.split",
+            )
         for case in cases:
             places[case.group].add(name)
     crossing = sorted(group for group, names in places.items() if len(names) > 1)
     if crossing:
         shown = ", ".join(f"{group} ({' and '.join(sorted(places[group]))})" for group in crossing[:5])
-        raise UserError("E-SPLIT-LEAK", f"{len(crossing)} group(s) are in more than one part: {shown}",
-                        "give every case of a patient or slide the same split", where="data.split")
+        raise UserError(
+            "E-SPLIT-LEAK",
+            f"{len(crossing)} group(s) are in more than one part: {shown}",
+            "give every case of a patient or slide the same split",
+            where="data.split",
+        )
 
 
 def check_duplicates(manifest: Manifest, split: Split) -> None:
@@ -127,15 +139,23 @@ def check_duplicates(manifest: Manifest, split: Split) -> None:
             value = sha256(manifest.path(case.image))
             other = seen.setdefault(value, (name, case.case_id))
             if other[0] != name:
-                raise UserError("E-SPLIT-DUP", f"cases {other[1]} ({other[0]}) and {case.case_id} ({name}) are the same image",
-                                "remove one of them, or give both to one part", where=manifest.name)
+                raise UserError(
+                    "E-SPLIT-DUP",
+                    f"cases {other[1]} ({other[0]}) and {case.case_id} ({name}) are the same image",
+                    "remove one of them, or give both to one part",
+                    where=manifest.name,
+                )
 
 
 def _by_column(cases: Sequence[Case], config: ColumnSplit, stratify: str | None) -> dict[str, list[Case]]:
     homeless = [case for case in cases if not case.split]
     if homeless:
-        raise UserError("E-SPLIT-COLUMN", f"{len(homeless)} case(s) have an empty split, first {homeless[0].case_id} "
-                        f"(row {homeless[0].row})", "fill the column, or use data.split.kind: group", where="data.split")
+        raise UserError(
+            "E-SPLIT-COLUMN",
+            f"{len(homeless)} case(s) have an empty split, first {homeless[0].case_id} (row {homeless[0].row})",
+            "fill the column, or use data.split.kind: group",
+            where="data.split",
+        )
     parts = {name: [case for case in cases if case.split == name] for name in ("train", "val", "test")}
     if not parts["val"]:
         _no_leak_between(parts["train"], parts["test"])
@@ -145,7 +165,9 @@ def _by_column(cases: Sequence[Case], config: ColumnSplit, stratify: str | None)
 
 def _by_fold(cases: Sequence[Case], config: FoldSplit, stratify: str | None) -> dict[str, list[Case]]:
     if config.fold >= config.folds:
-        raise UserError("E-SPLIT-FOLD", f"fold {config.fold} of {config.folds}", "folds count from 0", where="data.split.fold")
+        raise UserError(
+            "E-SPLIT-FOLD", f"fold {config.fold} of {config.folds}", "folds count from 0", where="data.split.fold"
+        )
     test = [case for case in cases if case.split == "test"] if config.test == "column" else []
     pool = [case for case in cases if case.split != "test"] if config.test == "column" else list(cases)
     _no_leak_between(pool, test)
@@ -160,29 +182,48 @@ def _no_leak_between(train: Iterable[Case], test: Iterable[Case]) -> None:
     """The check that carving needs beforehand: it moves whole groups."""
     crossing = sorted({case.group for case in train} & {case.group for case in test})
     if crossing:
-        raise UserError("E-SPLIT-LEAK", f"{len(crossing)} group(s) are in train and test: {', '.join(crossing[:5])}",
-                        "give every case of a patient or slide the same split", where="data.split")
+        raise UserError(
+            "E-SPLIT-LEAK",
+            f"{len(crossing)} group(s) are in train and test: {', '.join(crossing[:5])}",
+            "give every case of a patient or slide the same split",
+            where="data.split",
+        )
 
 
-def _carve(cases: Sequence[Case], share: float, stratify: str | None, seed: int, purpose: str) -> tuple[list[Case], list[Case]]:
+def _carve(
+    cases: Sequence[Case], share: float, stratify: str | None, seed: int, purpose: str
+) -> tuple[list[Case], list[Case]]:
     """(rest, about ``share`` of the cases) by whole groups: one fold of round(1 / share)."""
     return _fold(cases, max(2, round(1 / share)), 0, stratify, seed, purpose)
 
 
-def _fold(cases: Sequence[Case], folds: int, fold: int, stratify: str | None, seed: int, purpose: str,
-          ) -> tuple[list[Case], list[Case]]:
+def _fold(
+    cases: Sequence[Case],
+    folds: int,
+    fold: int,
+    stratify: str | None,
+    seed: int,
+    purpose: str,
+) -> tuple[list[Case], list[Case]]:
     """(others, fold number ``fold``), stratified by label and domain, independent of the order of the rows."""
     ordered = sorted(cases, key=lambda case: case.case_id)
     groups = [case.group for case in ordered]
     if len(set(groups)) < folds:
-        raise UserError("E-SPLIT-GROUPS", f"{len(set(groups))} groups cannot make {folds} folds",
-                        "use fewer folds or a larger share", where="data.split")
+        raise UserError(
+            "E-SPLIT-GROUPS",
+            f"{len(set(groups))} groups cannot make {folds} folds",
+            "use fewer folds or a larger share",
+            where="data.split",
+        )
     strata = [f"{case.targets.get(stratify, '') if stratify else ''}|{case.domain}" for case in ordered]
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=counted("split", seed, purpose) % 2**32)
     names, labels = np.unique(strata, return_inverse=True)
     labels = _merge_rare(labels, folds, len(names))
     chosen = set(list(splitter.split(np.zeros(len(ordered)), labels, groups))[fold][1].tolist())
-    return ([case for i, case in enumerate(ordered) if i not in chosen], [case for i, case in enumerate(ordered) if i in chosen])
+    return (
+        [case for i, case in enumerate(ordered) if i not in chosen],
+        [case for i, case in enumerate(ordered) if i in chosen],
+    )
 
 
 def _merge_rare(labels: np.ndarray, folds: int, number: int) -> np.ndarray:
@@ -193,6 +234,12 @@ def _merge_rare(labels: np.ndarray, folds: int, number: int) -> np.ndarray:
 
 def describe(split: Split, target: str | None) -> Mapping[str, Mapping[str, int]]:
     """Per part: cases, groups, domains, and how many have the target."""
-    return {name: {"cases": len(cases), "groups": len({c.group for c in cases}), "domains": len({c.domain for c in cases}),
-                   "labelled": sum(target in c.targets for c in cases) if target else 0}
-            for name, cases in split.parts().items()}
+    return {
+        name: {
+            "cases": len(cases),
+            "groups": len({c.group for c in cases}),
+            "domains": len({c.domain for c in cases}),
+            "labelled": sum(target in c.targets for c in cases) if target else 0,
+        }
+        for name, cases in split.parts().items()
+    }

@@ -23,8 +23,12 @@ class ClassTarget:
 
     def read(self, case: Case, cell: str, root: Path) -> Tensor:
         if cell not in self.classes:
-            raise UserError("E-TGT-CLASS", f"label {cell!r} is none of the task's classes {', '.join(self.classes)}",
-                            "correct the cell or extend `classes`", where=f"manifest row {case.row}, case {case.case_id}")
+            raise UserError(
+                "E-TGT-CLASS",
+                f"label {cell!r} is none of the task's classes {', '.join(self.classes)}",
+                "correct the cell or extend `classes`",
+                where=f"manifest row {case.row}, case {case.case_id}",
+            )
         return torch.tensor(self.classes.index(cell))
 
     def placeholder(self, size: tuple[int, ...]) -> Tensor:
@@ -44,11 +48,19 @@ class NumberTarget:
         try:
             value = float(cell)
         except ValueError as error:
-            raise UserError("E-TGT-NUMBER", f"{cell!r} is not a number", "correct the cell, or empty it if the label is missing",
-                            where=where) from error
+            raise UserError(
+                "E-TGT-NUMBER",
+                f"{cell!r} is not a number",
+                "correct the cell, or empty it if the label is missing",
+                where=where,
+            ) from error
         if not math.isfinite(value) or not self.low <= value <= self.high:
-            raise UserError("E-TGT-RANGE", f"{cell} is outside the task's range {self.low} to {self.high}",
-                            "correct the cell, or `low` and `high`", where=where)
+            raise UserError(
+                "E-TGT-RANGE",
+                f"{cell} is outside the task's range {self.low} to {self.high}",
+                "correct the cell, or `low` and `high`",
+                where=where,
+            )
         return torch.tensor(value)
 
     def placeholder(self, size: tuple[int, ...]) -> Tensor:
@@ -66,9 +78,13 @@ class MaskTarget:
         mask = read_mask(inside(root, cell))
         values = np.unique(mask)
         if values[-1] >= len(self.classes):
-            raise UserError("E-TGT-MASK", f"mask {cell} holds the values {values.tolist()}, the task has {len(self.classes)} "
-                            f"classes (0 to {len(self.classes) - 1})", "rewrite the mask with class indices or extend `classes`",
-                            where=f"manifest row {case.row}, case {case.case_id}")
+            raise UserError(
+                "E-TGT-MASK",
+                f"mask {cell} holds the values {values.tolist()}, the task has {len(self.classes)} "
+                f"classes (0 to {len(self.classes) - 1})",
+                "rewrite the mask with class indices or extend `classes`",
+                where=f"manifest row {case.row}, case {case.case_id}",
+            )
         return torch.from_numpy(mask.astype(np.int64))
 
     def placeholder(self, size: tuple[int, ...]) -> Tensor:

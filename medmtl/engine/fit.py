@@ -38,7 +38,9 @@ class FitConfig(Config):
 
     precision: Literal["fp32", "bf16"] = "fp32"
     device: str = "auto"  # auto, cpu, cuda
-    threads: int | None = Field(None, ge=1)  # of torch, per process; None: torch's choice. Exact resume needs the same number
+    threads: int | None = Field(
+        None, ge=1
+    )  # of torch, per process; None: torch's choice. Exact resume needs the same number
     channels_last: bool = True
     monitor: str | None = None  # <task>.<metric> on validation; None: the first task's first headline metric
     patience: int | None = Field(None, ge=1)  # validations without improvement before stopping; None: never
@@ -105,10 +107,18 @@ class Trainer:
         return self.objective.model if self.average is None else self.average.module
 
     def fit(self) -> Progress:
-        """Train to the end, or until early stopping; raises :class:`TrainingInterrupted` after a signal, state saved."""
-        facts = {"epochs": self.optim.epochs, "steps_per_epoch": self.steps_per_epoch, "images_per_step":
-                 self.order.batch_size * self.optim.accumulate, "epoch": self.progress.epoch, "step": self.progress.step, "monitor": self.monitor,
-                 "device": str(self.device), "world_size": dist.world(), "threads": torch.get_num_threads()}
+        """Train to the end or until early stopping; :class:`TrainingInterrupted` after a signal, the state saved."""
+        facts = {
+            "epochs": self.optim.epochs,
+            "steps_per_epoch": self.steps_per_epoch,
+            "images_per_step": self.order.batch_size * self.optim.accumulate,
+            "epoch": self.progress.epoch,
+            "step": self.progress.step,
+            "monitor": self.monitor,
+            "device": str(self.device),
+            "world_size": dist.world(),
+            "threads": torch.get_num_threads(),
+        }
         self.callback.started(facts)
         with _signals() as caught:
             while not self.progress.finished:
@@ -122,8 +132,12 @@ class Trainer:
         began = time.monotonic()
         while p.batch + self.optim.accumulate <= self.order.batches():
             waiting = time.monotonic()
-            group = [batch.to(self.device, memory_format=self.memory_format if batch.image.ndim == 4 else torch.preserve_format)
-                     for batch in islice(batches, self.optim.accumulate)]
+            group = [
+                batch.to(
+                    self.device, memory_format=self.memory_format if batch.image.ndim == 4 else torch.preserve_format
+                )
+                for batch in islice(batches, self.optim.accumulate)
+            ]
             self.waited_s += time.monotonic() - waiting
             self._account(self.step(group), self.optim.accumulate)
             self.stepped_s += time.monotonic() - waiting
@@ -145,12 +159,18 @@ class Trainer:
         p, total = self.progress, self.optim.epochs * self.steps_per_epoch
         self.rate = set_rate(self.optimizer, self.optim.rate(p.step / total))
         self.objective.model.advance(p.step / total)
-        torch.manual_seed(counted("step", self.seed, p.step, dist.rank()))  # dropout: counted, so nothing can disturb it
+        torch.manual_seed(
+            counted("step", self.seed, p.step, dist.rank())
+        )  # dropout: counted, so nothing can disturb it
         observe = self.config.observe_every > 0 and p.step % self.config.observe_every == 0
         present = torch.zeros(len(self.objective.tasks), dtype=torch.bool, device=self.device)
         for i, batch in enumerate(group):
             last = i == len(group) - 1
-            unsynced = self.wrapped.no_sync() if isinstance(self.wrapped, DistributedDataParallel) and not last else nullcontext()
+            unsynced = (
+                self.wrapped.no_sync()
+                if isinstance(self.wrapped, DistributedDataParallel) and not last
+                else nullcontext()
+            )
             with unsynced:
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
                     losses: Losses = self.wrapped(batch, observe=observe and last)
@@ -174,21 +194,35 @@ class Trainer:
         """Skip the update: one would make weights and AdamW's moments NaN for ever."""
         p = self.progress
         p.bad_steps, p.skipped_steps = p.bad_steps + 1, p.skipped_steps + 1
-        names = [name for name, loss in zip(self.objective.tasks, losses.losses.tolist(), strict=True) if loss != loss or abs(loss) == float("inf")]
-        log.warning("step %d skipped: the gradient is not finite (tasks with a bad loss: %s)", p.step, ", ".join(names) or "none")
+        names = [
+            name
+            for name, loss in zip(self.objective.tasks, losses.losses.tolist(), strict=True)
+            if loss != loss or abs(loss) == float("inf")
+        ]
+        log.warning(
+            "step %d skipped: the gradient is not finite (tasks with a bad loss: %s)",
+            p.step,
+            ", ".join(names) or "none",
+        )
         if p.bad_steps >= self.config.stop_after_bad_steps:
             ids = [case for batch in group for case in batch.case_ids][:8]
-            raise UserError("E-FIT-NAN", f"{p.bad_steps} steps in a row had a gradient that is not finite (task "
-                            f"{', '.join(names) or 'unknown'}; last cases {', '.join(ids)})",
-                            "lower optim.learning_rate, set fit.precision: fp32, or check these cases; the last checkpoint is good",
-                            where=f"epoch {p.epoch}, step {p.step}")
+            raise UserError(
+                "E-FIT-NAN",
+                f"{p.bad_steps} steps in a row had a gradient that is not finite (task "
+                f"{', '.join(names) or 'unknown'}; last cases {', '.join(ids)})",
+                "lower optim.learning_rate, set fit.precision: fp32, or check these cases; the last checkpoint is good",
+                where=f"epoch {p.epoch}, step {p.step}",
+            )
 
     def _account(self, losses: Losses, batches: int) -> None:
         p = self.progress
         p.batch += batches
         values = dist.mean(losses.losses.clone()).tolist()
-        record = {f"train.{name}.loss": value for name, value, present in
-                  zip(self.objective.tasks, values, losses.present.tolist(), strict=True) if present}
+        record = {
+            f"train.{name}.loss": value
+            for name, value, present in zip(self.objective.tasks, values, losses.present.tolist(), strict=True)
+            if present
+        }
         total = float(dist.mean(losses.scalar.detach().clone()))
         for name, value in {"loss": total, **record}.items():
             p.sums[name] = p.sums.get(name, 0.0) + value
@@ -200,8 +234,12 @@ class Trainer:
         if losses.gramian is None:
             return {}
         matrix, names = cosines(losses.gramian), list(self.objective.tasks)
-        return {f"cosine.{names[i]}.{names[j]}": float(matrix[i, j]) for i in range(len(names)) for j in range(i)
-                if losses.present[i] and losses.present[j]}
+        return {
+            f"cosine.{names[i]}.{names[j]}": float(matrix[i, j])
+            for i in range(len(names))
+            for j in range(i)
+            if losses.present[i] and losses.present[j]
+        }
 
     def _end_epoch(self, seconds: float) -> None:
         p = self.progress
@@ -210,8 +248,12 @@ class Trainer:
         metrics: dict[str, float] = {name: total / p.counts[name] for name, total in p.sums.items()}
         metrics = {"loss": metrics.pop("loss", float("nan")), **metrics}
         images = self.steps_per_epoch * self.optim.accumulate * self.order.batch_size
-        metrics |= {"epoch.seconds": seconds, "epoch.images_per_second": images / max(seconds, 1e-9),
-                    "epoch.data_wait_share": self.waited_s / max(self.stepped_s, 1e-9), "epoch.skipped_steps": p.skipped_steps}
+        metrics |= {
+            "epoch.seconds": seconds,
+            "epoch.images_per_second": images / max(seconds, 1e-9),
+            "epoch.data_wait_share": self.waited_s / max(self.stepped_s, 1e-9),
+            "epoch.skipped_steps": p.skipped_steps,
+        }
         improved = False
         if (p.epoch + 1) % self.config.validate_every == 0 or p.epoch + 1 == self.optim.epochs:
             validated = self.validate(self.model)
@@ -219,7 +261,9 @@ class Trainer:
             improved = self._select(validated)
         epoch = p.epoch
         p.epoch, p.batch, p.sums, p.counts = p.epoch + 1, 0, {}, {}
-        p.finished = p.epoch >= self.optim.epochs or (self.config.patience is not None and p.stale >= self.config.patience)
+        p.finished = p.epoch >= self.optim.epochs or (
+            self.config.patience is not None and p.stale >= self.config.patience
+        )
         self.callback.epoch(epoch, p.step, metrics)
         self.waited_s = self.stepped_s = 0.0
         self.save(best=improved)
@@ -247,9 +291,14 @@ class Trainer:
 
     def state(self) -> dict[str, Any]:
         """Plain Python and tensors: all that a resumed run needs."""
-        return {"model": self.objective.model.state_dict(), "balancer": self.objective.balancer.state_dict(),
-                "optimizer": self.optimizer.state_dict(), "average": None if self.average is None else self.average.state_dict(),
-                "progress": asdict(self.progress), "identity": dict(self.identity)}
+        return {
+            "model": self.objective.model.state_dict(),
+            "balancer": self.objective.balancer.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
+            "progress": asdict(self.progress),
+            "identity": dict(self.identity),
+        }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from a checkpoint's state."""
@@ -270,7 +319,9 @@ class Trainer:
             except EnvironmentFailure as error:
                 failure = error
         if dist.agree(failure is not None):
-            raise failure or EnvironmentFailure("E-DISK", "rank 0 could not write a checkpoint", "free space and run again")
+            raise failure or EnvironmentFailure(
+                "E-DISK", "rank 0 could not write a checkpoint", "free space and run again"
+            )
 
 
 @contextmanager
@@ -286,8 +337,8 @@ def _signals() -> Iterator[list[int]]:
         log.warning("signal %d: finishing this step, then saving; once more to stop at once", number)
 
     try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            before[number] = signal.signal(number, note)
+        for wanted in (signal.SIGINT, signal.SIGTERM):
+            before[wanted] = signal.signal(wanted, note)
     except ValueError:  # not in the main thread: whoever runs us there handles signals
         before.clear()
     try:

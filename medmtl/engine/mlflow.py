@@ -104,7 +104,7 @@ class Tracker(Callback):
                 if resume_run_id is not None:
                     log.warning("run %s is not in this MLflow store; a new run is started", resume_run_id)
                     labels["resumed_from"] = resume_run_id
-                place = _experiment(client, experiment or config.experiment, uri, artifacts)
+                place = _experiment(client, experiment or config.experiment or "medmtl", uri, artifacts)
                 run = client.create_run(place, run_name=run_name, tags=_NO_ONE)
         latest = {metric.key: metric.step for metric in run.data._metric_objs} if resume_run_id else {}
         tracker = cls(uri, run.info.run_id, folder, latest=latest)

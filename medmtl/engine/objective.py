@@ -1,4 +1,4 @@
-"""batch -> the scalar to backpropagate: losses, balance, one ordinary backward. This is what DistributedDataParallel wraps."""
+"""batch -> the scalar to backpropagate: losses, balance, one backward. DistributedDataParallel wraps this."""
 
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
@@ -33,8 +33,13 @@ class Objective(nn.Module):
 
     weights: Tensor
 
-    def __init__(self, model: MultiTaskModel, tasks: Mapping[str, Task], balancer: Balancer,
-                 scope: Literal["all", "last"] = "all") -> None:
+    def __init__(
+        self,
+        model: MultiTaskModel,
+        tasks: Mapping[str, Task],
+        balancer: Balancer,
+        scope: Literal["all", "last"] = "all",
+    ) -> None:
         super().__init__()
         self.model, self.balancer, self.tasks, self.scope = model, balancer, dict(tasks), scope
         self.register_buffer("weights", torch.tensor([task.weight for task in tasks.values()]), persistent=False)
@@ -46,9 +51,14 @@ class Objective(nn.Module):
         outputs = self.model(batch.image)
         names = [(name, task, task.target or name) for name, task in self.tasks.items()]
         counts = dist.total(torch.stack([batch.labelled[target].sum() for _, _, target in names]))
-        losses = torch.stack([
-            masked_mean(task.loss(outputs[name].float(), batch.targets[target]), batch.labelled[target], count, dist.world())
-            for (name, task, target), count in zip(names, counts, strict=True)])
+        losses = torch.stack(
+            [
+                masked_mean(
+                    task.loss(outputs[name].float(), batch.targets[target]), batch.labelled[target], count, dist.world()
+                )
+                for (name, task, target), count in zip(names, counts, strict=True)
+            ]
+        )
         present = counts > 0
         weighted = losses * self.weights
         shared = self.model.shared(self.scope)

@@ -33,17 +33,25 @@ class OptimConfig(Config):
 
     def build(self, encoder: nn.Module, others: list[nn.Module], balancer: nn.Module) -> torch.optim.AdamW:
         """AdamW over encoder, heads and balancer; ``initial_lr`` of each group is its highest rate."""
-        groups = [*self._groups(encoder, 1.0), *(g for module in others for g in self._groups(module, self.head_multiplier)),
-                  {"params": list(balancer.parameters()), "weight_decay": 0.0,
-                   "initial_lr": self.learning_rate * self.head_multiplier}]
+        groups = [
+            *self._groups(encoder, 1.0),
+            *(g for module in others for g in self._groups(module, self.head_multiplier)),
+            {
+                "params": list(balancer.parameters()),
+                "weight_decay": 0.0,
+                "initial_lr": self.learning_rate * self.head_multiplier,
+            },
+        ]
         groups = [group for group in groups if group["params"]]
-        return torch.optim.AdamW(groups, lr=self.learning_rate, betas=self.betas)
+        return torch.optim.AdamW(groups, lr=self.learning_rate, betas=self.betas, fused=True)
 
     def _groups(self, module: nn.Module, multiplier: float) -> list[dict]:
         trainable = [p for p in module.parameters() if p.requires_grad]
         rate = self.learning_rate * multiplier
-        return [{"params": [p for p in trainable if p.ndim > 1], "weight_decay": self.weight_decay, "initial_lr": rate},
-                {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0, "initial_lr": rate}]
+        return [
+            {"params": [p for p in trainable if p.ndim > 1], "weight_decay": self.weight_decay, "initial_lr": rate},
+            {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0, "initial_lr": rate},
+        ]
 
 
 def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> float:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from math import gcd
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -35,8 +36,16 @@ class Decoder(nn.Module):
         self.lateral = nn.ModuleList(conv(c, width, 1) for c in channels)
         self.refine = nn.ModuleList(
             nn.Sequential(conv(width, width, 3, padding=1, bias=False), nn.GroupNorm(gcd(width, 8), width), nn.SiLU())
-            for _ in channels)
+            for _ in channels
+        )
         self.predict = conv(width, out, 1)
+
+    def start_at(self, prior: Sequence[float]) -> None:
+        """Set the output's bias to the log of class shares, so that training begins at the constant predictor."""
+        bias = self.predict.bias
+        assert bias is not None
+        with torch.no_grad():
+            bias.copy_(torch.tensor(prior).clamp(min=1e-3).log())
 
     def forward(self, pyramid: Sequence[Tensor]) -> Tensor:
         """``pyramid`` finest first -> [B, out, *S]; S is the finest map's size times its stride."""

@@ -2,7 +2,7 @@
 
 from math import gcd
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -37,7 +37,7 @@ class TimmEncoder(nn.Module):
     def __init__(self, config: TimmConfig, channels: int, *, load_weights: bool) -> None:
         super().__init__()
         self.net = _create(config, channels, load_weights)
-        info = self.net.feature_info
+        info: Any = self.net.feature_info
         self.channels = tuple(info.channels())
         self.strides: tuple[tuple[int, ...], ...] = tuple((r, r) for r in info.reduction())
         self._channels_last = str(getattr(self.net, "output_fmt", "")).endswith("NHWC")
@@ -58,9 +58,13 @@ class TimmEncoder(nn.Module):
 def _create(config: TimmConfig, channels: int, load_weights: bool) -> nn.Module:
     if not timm.is_model(config.name):
         close = timm.list_models(f"*{config.name.split('_')[0]}*")[:6]
-        raise UserError("E-ENC-NAME", f"timm knows no {config.name!r}", f"choose for example {', '.join(close) or 'efficientnet_b0'}",
-                        where="encoder.name")
-    options: dict[str, object] = {"features_only": True, "in_chans": channels, "drop_path_rate": config.drop_path}
+        raise UserError(
+            "E-ENC-NAME",
+            f"timm knows no {config.name!r}",
+            f"choose for example {', '.join(close) or 'efficientnet_b0'}",
+            where="encoder.name",
+        )
+    options: dict[str, Any] = {"features_only": True, "in_chans": channels, "drop_path_rate": config.drop_path}
     if "vit" in config.name:
         options["dynamic_img_size"] = True  # position embeddings are resampled to the image at hand
     if config.weights and load_weights:
@@ -70,18 +74,30 @@ def _create(config: TimmConfig, channels: int, load_weights: bool) -> nn.Module:
     try:
         return timm.create_model(config.name, **options)
     except RuntimeError as error:
-        raise UserError("E-ENC-BUILD", f"{config.name} cannot be built: {error}", "choose another network or weights file",
-                        where="encoder") from error
+        raise UserError(
+            "E-ENC-BUILD",
+            f"{config.name} cannot be built: {error}",
+            "choose another network or weights file",
+            where="encoder",
+        ) from error
 
 
 def _local_weights(config: TimmConfig) -> Path:
     path = Path(config.weights or "")
     if not path.is_file():
-        raise UserError("E-ENC-WEIGHTS", f"no weights file {path.name}", "copy it there, or leave encoder.weights empty to train "
-                        "from scratch", where=str(path))
+        raise UserError(
+            "E-ENC-WEIGHTS",
+            f"no weights file {path.name}",
+            "copy it there, or leave encoder.weights empty to train from scratch",
+            where=str(path),
+        )
     if config.weights_sha256 and sha256(path) != config.weights_sha256:
-        raise UserError("E-ENC-WEIGHTS", f"SHA-256 of {path.name} is {sha256(path)}, expected {config.weights_sha256}",
-                        "copy the file again", where=str(path))
+        raise UserError(
+            "E-ENC-WEIGHTS",
+            f"SHA-256 of {path.name} is {sha256(path)}, expected {config.weights_sha256}",
+            "copy the file again",
+            where=str(path),
+        )
     return path
 
 

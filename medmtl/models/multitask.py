@@ -48,4 +48,5 @@ def _crop(output: Tensor, image: Tensor) -> Tensor:
     """Dense outputs cut to the image: strides round the size up where they do not divide it."""
     if output.ndim != image.ndim:
         return output
-    return output[(..., *(slice(0, size) for size in image.shape[2:]))]
+    window = tuple(slice(0, size) for size in image.shape[2:])
+    return output[(..., *window)]

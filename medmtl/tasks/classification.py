@@ -58,7 +58,9 @@ class ClassificationBase(Task):
         weights = self.class_weights
         if weights == "balanced":
             present = counts > 0
-            weights = tuple(float(w) for w in np.where(present, counts.sum() / (present.sum() * np.maximum(counts, 1)), 1.0))
+            weights = tuple(
+                float(w) for w in np.where(present, counts.sum() / (present.sum() * np.maximum(counts, 1)), 1.0)
+            )
         return self.model_copy(update={"prior": prior, "class_weights": weights})
 
     def head(self, encoder: EncoderShape) -> nn.Module:
@@ -72,7 +74,9 @@ class ClassificationBase(Task):
         return module
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        weights = torch.tensor(self.class_weights, device=output.device) if isinstance(self.class_weights, tuple) else None
+        weights = (
+            torch.tensor(self.class_weights, device=output.device) if isinstance(self.class_weights, tuple) else None
+        )
         return self.criterion(output, target, weights)
 
     def decode(self, output: Tensor) -> Tensor:
@@ -80,9 +84,15 @@ class ClassificationBase(Task):
 
     def row(self, decoded: Tensor, target: Tensor | None) -> dict[str, float | str]:
         predicted = self.decide(decoded)
-        known = {} if target is None else {"target": float(target), "target_label": self.classes[int(target)]}
-        return {**known, "prediction": float(predicted), "predicted_label": self.classes[predicted],
-                **{f"p.{name}": float(p) for name, p in zip(self.classes, decoded, strict=True)}}
+        known: dict[str, float | str] = (
+            {} if target is None else {"target": float(target), "target_label": self.classes[int(target)]}
+        )
+        return {
+            **known,
+            "prediction": float(predicted),
+            "predicted_label": self.classes[predicted],
+            **{f"p.{name}": float(p) for name, p in zip(self.classes, decoded, strict=True)},
+        }
 
     def decide(self, probabilities: Tensor) -> int:
         """The class of one case from its probabilities [K]."""
@@ -107,7 +117,9 @@ class Classification(ClassificationBase):
 
     kind: Literal["classification"] = "classification"
     positive: str | None = None  # binary: the positive class; None: the last one
-    threshold: float | None = None  # binary: probability of ``positive`` from which it is predicted; chosen on validation
+    threshold: float | None = (
+        None  # binary: probability of ``positive`` from which it is predicted; chosen on validation
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -29,7 +29,9 @@ class Segmentation(Task):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if len(self.classes) < 2 or len(set(self.classes)) != len(self.classes):
-            raise ValueError(f"classes must be two or more different names, background first, found {list(self.classes)}")
+            raise ValueError(
+                f"classes must be two or more different names, background first, found {list(self.classes)}"
+            )
         if self.class_weights is not None and len(self.class_weights) != len(self.classes):
             raise ValueError(f"class_weights has {len(self.class_weights)} numbers for {len(self.classes)} classes")
         return self
@@ -45,15 +47,16 @@ class Segmentation(Task):
         """Resolve ``prior`` from label images [*S]."""
         if not labels:
             return self
-        counts = sum(np.bincount(np.asarray(label).ravel(), minlength=len(self.classes)) for label in labels)
+        counts = np.sum(
+            [np.bincount(np.asarray(label).ravel(), minlength=len(self.classes)) for label in labels], axis=0
+        )
         return self.model_copy(update={"prior": tuple(float(p) for p in counts / np.sum(counts))})
 
     def head(self, encoder: EncoderShape) -> nn.Module:
         """Logits [B, K, *S]; the bias starts at the log prior."""
         module = self.decoder.build(encoder.channels, encoder.strides, len(self.classes))
         if self.prior is not None:
-            with torch.no_grad():
-                module.predict.bias.copy_(torch.tensor(self.prior).clamp(min=1e-3).log())
+            module.start_at(self.prior)
         return module
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
@@ -69,7 +72,9 @@ class Segmentation(Task):
         row: dict[str, float | str] = {"prediction": float((predicted > 0).float().mean())}
         if target is None:
             return row
-        scores = mask_scores(predicted.cpu().numpy(), target.cpu().numpy(), classes=self.classes, spacing=self.spacing_mm)
+        scores = mask_scores(
+            predicted.cpu().numpy(), target.cpu().numpy(), classes=self.classes, spacing=self.spacing_mm
+        )
         shares = {f"area.{name}": float((target == k).float().mean()) for k, name in enumerate(self.classes) if k}
         return {**row, "target": float((target > 0).float().mean()), **shares, **scores}
 
@@ -83,6 +88,9 @@ class Segmentation(Task):
         columns: dict[str, np.ndarray] = {}
         for name in self.classes[1:]:
             empty = table[f"area.{name}"].to_numpy(float) == 0
-            columns |= {f"dice.{name}": empty.astype(float), f"iou.{name}": empty.astype(float),
-                        f"hd95.{name}": np.where(empty, 0.0, np.nan)}
+            columns |= {
+                f"dice.{name}": empty.astype(float),
+                f"iou.{name}": empty.astype(float),
+                f"hd95.{name}": np.where(empty, 0.0, np.nan),
+            }
         return table.assign(prediction=0.0, **columns)

@@ -1,0 +1,114 @@
+"""``cases.jsonl``: one line per input that was dealt with. It is the resume state, the report and the exit code in one.
+
+Lines are only ever appended, and synced; of several lines for one input the last one counts. A kill can cut the last
+line, which then counts as absent.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from medmtl.errors import UserError
+from medmtl.files import append_line, disk_errors, inside, sha256
+
+Status = Literal["ok", "failed", "skipped"]
+Cell = str | float
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What became of one input: its results, or why there are none and what to do about it."""
+
+    id: str
+    path: str  # relative to the source, as are the keys of ``outputs`` to the output folder
+    page: int
+    sha256: str  # of the file's content; empty if it could not be read
+    status: Status
+    bundle: str
+    settings: str
+    code: str = ""
+    message: str = ""
+    remedy: str = ""
+    seconds: float = 0.0
+    outputs: Mapping[str, str] = field(default_factory=dict)  # file -> its SHA-256
+    cells: Mapping[str, Cell] = field(default_factory=dict)  # the input's row of predictions.csv
+    warnings: tuple[str, ...] = ()
+
+
+def read_ledger(path: Path) -> tuple[Entry, ...]:
+    """Every whole line, in order. The last one may be cut; any other damage is an error (``E-PRE-LEDGER``)."""
+    lines = path.read_bytes().split(b"\n")[:-1]
+    entries = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            tree = json.loads(line)
+            entries.append(Entry(**{**tree, "warnings": tuple(tree["warnings"])}))
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(
+                "E-PRE-LEDGER",
+                "the line is damaged or of another version",
+                "start anew with --overwrite, or choose another folder",
+                where=f"{path.name} line {number}",
+            ) from error
+    return tuple(entries)
+
+
+class Ledger:
+    """The ledger of one output folder, for one bundle and one set of settings."""
+
+    def __init__(self, path: Path, *, bundle: str, settings: str) -> None:
+        """Open or begin the ledger, and cut off the rest of a line that a kill left.
+
+        Raises ``E-PRE-OUT`` if it belongs to another bundle or other settings.
+        """
+        self.path, self.bundle, self.settings = path, bundle, settings
+        with disk_errors(path):
+            path.touch()
+            _cut_rest(path)
+        self.entries = {entry.id: entry for entry in read_ledger(path)}
+        for entry in self.entries.values():
+            other = "bundle" if entry.bundle != bundle else "settings" if entry.settings != settings else None
+            if other:
+                found, expected = getattr(entry, other), getattr(self, other)
+                raise UserError(
+                    "E-PRE-OUT",
+                    f"the folder holds results of other {other} ({found}, now {expected})",
+                    "start anew with --overwrite, or choose another folder",
+                    where=str(path.parent),
+                )
+
+    def append(self, entries: Iterable[Entry]) -> None:
+        """Add lines, written and synced together; files of an earlier result that no longer holds are removed."""
+        new = list(entries)
+        for entry in new:
+            before = self.entries.get(entry.id)
+            remove_outputs(self.path.parent, set(before.outputs) - set(entry.outputs) if before else ())
+        if new:
+            append_line(self.path, "\n".join(json.dumps(asdict(entry), allow_nan=False) for entry in new))
+        self.entries.update({entry.id: entry for entry in new})
+
+    def done(self, case_id: str, content: str) -> bool:
+        """Whether there is a result for this input with this content, and its files are still there and unchanged."""
+        entry = self.entries.get(case_id)
+        if entry is None or entry.status != "ok" or entry.sha256 != content:
+            return False
+        files = {inside(self.path.parent, name): digest for name, digest in entry.outputs.items()}
+        return all(path.is_file() and sha256(path) == digest for path, digest in files.items())
+
+
+def remove_outputs(folder: Path, names: Iterable[str]) -> None:
+    """Remove files that a ledger names, never one outside ``folder``."""
+    for name in names:
+        path = inside(folder, name)
+        with disk_errors(path):
+            path.unlink(missing_ok=True)
+
+
+def _cut_rest(path: Path) -> None:
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        with path.open("r+b") as stream:
+            stream.truncate(whole)

@@ -1,0 +1,94 @@
+"""``predictions.csv`` and ``errors.csv``: one row per image; their bytes depend on the results alone."""
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from medmtl.files import write_atomic
+from medmtl.inference.ledger import Cell, Entry
+from medmtl.tasks import AnyTask
+from medmtl.tasks.classification import ClassificationBase
+from medmtl.tasks.regression import Regression
+from medmtl.tasks.segmentation import Segmentation
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "'")  # the last one so that escaping can be undone
+
+
+def columns(tasks: Mapping[str, AnyTask]) -> tuple[str, ...]:
+    """The columns of ``predictions.csv``."""
+    return (
+        "image",
+        "status",
+        *(column for name, task in tasks.items() for column in _of(name, task)),
+        "bundle",
+        "warnings",
+    )
+
+
+def _of(name: str, task: AnyTask) -> list[str]:
+    match task:
+        case ClassificationBase():
+            return [f"{name}.label", *(f"{name}.p.{label}" for label in task.classes)]
+        case Regression():
+            return [f"{name}.value", f"{name}.unit"]
+        case Segmentation():
+            return [*(f"{name}.fraction.{label}" for label in task.classes[1:]), f"{name}.mask"]
+    raise AssertionError(f"no columns for a task of kind {task.kind}")
+
+
+def global_cells(name: str, task: AnyTask, decoded: Tensor) -> dict[str, Cell]:
+    """The cells of a classification (probabilities [K]; the label at the frozen threshold) or a regression (a value)."""
+    row = task.row(decoded, None)
+    if isinstance(task, Regression):
+        return {f"{name}.value": row["prediction"], f"{name}.unit": task.unit}
+    probabilities = {f"{name}.{key}": value for key, value in row.items() if key.startswith("p.")}
+    return {f"{name}.label": row["predicted_label"], **probabilities}
+
+
+def write_predictions(path: Path, entries: Iterable[Entry], tasks: Mapping[str, AnyTask]) -> Path:
+    """One row per image, in the order given; the cells of an image without result are empty."""
+    rows = (
+        {
+            "image": entry.id,
+            "status": entry.status,
+            **entry.cells,
+            "bundle": entry.bundle,
+            "warnings": "; ".join(entry.warnings),
+        }
+        for entry in entries
+    )
+    return _write(path, columns(tasks), rows)
+
+
+def write_errors(path: Path, entries: Iterable[Entry]) -> Path:
+    """One row per image without result: what is wrong with it and what to do."""
+    rows = (
+        {"image": e.id, "status": e.status, "code": e.code, "message": e.message, "remedy": e.remedy}
+        for e in entries
+        if e.status != "ok"
+    )
+    return _write(path, ("image", "status", "code", "message", "remedy"), rows)
+
+
+def cell(value: Cell) -> str:
+    """A number with 7 significant digits (what float32 holds), or text that no spreadsheet runs as a formula.
+
+    Such text gets an apostrophe in front, as does text that begins with one: to undo it, drop one leading apostrophe.
+    """
+    if isinstance(value, str):
+        return f"'{value}" if value.startswith(_FORMULA) else value
+    return f"{value:.7g}"
+
+
+def _write(path: Path, header: Sequence[str], rows: Iterable[Mapping[str, Cell]]) -> Path:
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow([cell(name) for name in header])
+    for row in rows:
+        assert set(row) <= set(header), sorted(set(row) - set(header))
+        writer.writerow([cell(row.get(name, "")) for name in header])
+    # A file name need not be UTF-8 on Linux; its odd bytes appear as \udcXX
+    return write_atomic(path, stream.getvalue().encode("utf-8", "backslashreplace"))
