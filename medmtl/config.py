@@ -92,7 +92,7 @@ def override(tree: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, A
 
 
 def _copied(tree: Any) -> Any:
-    """Mappings and lists of their own, also where YAML aliases share one; values that JSON does not know (dates) stay."""
+    """Mappings and lists of their own, also where YAML aliases share one; a date, say, stays what it is."""
     if isinstance(tree, Mapping):
         return {key: _copied(value) for key, value in tree.items()}
     return [_copied(value) for value in tree] if isinstance(tree, list) else tree

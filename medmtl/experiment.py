@@ -3,6 +3,7 @@
 import json
 import logging
 import platform
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -90,9 +91,9 @@ class RunFolder:
             yield
             return
         self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / ".lock", timeout=0)
         try:
-            with FileLock(self.path / ".lock", timeout=0):
-                yield
+            lock.acquire()
         except Timeout as error:
             raise UserError(
                 "E-RUN-LOCK",
@@ -100,6 +101,10 @@ class RunFolder:
                 "wait for it, or change the seed or the name",
                 where=str(self.path),
             ) from error
+        try:  # apart from the one above: a Timeout of another lock, in here, is not ours
+            yield
+        finally:
+            lock.release()
 
 
 def device_of(name: str) -> torch.device:
@@ -131,6 +136,8 @@ def train(study: Study, *, runs: Path = Path("runs"), fresh: bool = False, say: 
             "timm": version("timm"),
             "medmtl": __version__,
         }
+        if fresh and dist.rank() == 0:  # a fresh run that is killed early must not find the old one's state
+            shutil.rmtree(run.checkpoints, ignore_errors=True)
         found = None if fresh else _found(run, identity, say)
         if found is not None and found["progress"]["finished"] and run.bundle.joinpath("spec.yaml").is_file():
             say(f"this run is finished: {run.bundle} (change the seed or another key, or use --fresh, to train again)")
@@ -139,7 +146,7 @@ def train(study: Study, *, runs: Path = Path("runs"), fresh: bool = False, say: 
             write_atomic(run.study, to_yaml(study))
         _say_study(prepared, run, say)
         with _tracked(prepared, run, identity, fresh) as callbacks:
-            trainer = _build(prepared, run, identity, callbacks, say)
+            trainer = build_trainer(prepared, run, identity, callbacks, say)
             if found is not None:
                 trainer.restore(found)
                 say(f"resuming at epoch {trainer.progress.epoch + 1}, step {trainer.progress.step}")
@@ -235,7 +242,7 @@ def _open_tracker(prepared: Prepared, run: RunFolder, identity: Mapping[str, Any
     return tracker
 
 
-def _build(prepared: Prepared, run: RunFolder, identity: Mapping[str, Any], callback: Callback, say: Say) -> Trainer:
+def build_trainer(prepared: Prepared, run: RunFolder, identity: Mapping[str, Any], callback: Callback, say: Say) -> Trainer:
     study, spec = prepared.study, prepared.spec
     device = device_of(study.fit.device)
     if study.loader.batch_size % dist.world():

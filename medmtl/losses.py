@@ -26,7 +26,8 @@ def focal(logits_BK: Tensor, target_B: Tensor, *, gamma: float, class_weights: T
     """
     K = logits_BK.shape[1]
     log_p = F.log_softmax(logits_BK, 1).gather(1, target_B[:, None])[:, 0]
-    loss = -((1 - log_p.exp()).clamp(min=0) ** gamma) * log_p / ((1 - 1 / K) ** gamma * log(K))
+    missed = (-torch.expm1(log_p)).clamp(min=1e-12)  # 1 - p; at 0 a power below 1 has no finite slope
+    loss = -(missed**gamma) * log_p / ((1 - 1 / K) ** gamma * log(K))
     return loss if class_weights is None else class_weights.to(loss)[target_B] * loss
 
 

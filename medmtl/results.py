@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import torch
 
@@ -17,6 +18,7 @@ from medmtl.engine.callbacks import read_history
 from medmtl.errors import SafetyRefusal, UserError
 from medmtl.evaluation import plots
 from medmtl.evaluation.compare import compare_tables, format_comparison
+from medmtl.evaluation.figures import galleries, history_figures, task_figures
 from medmtl.evaluation.plots import Figure
 from medmtl.evaluation.report import write_report
 from medmtl.evaluation.summary import evaluate_table
@@ -27,7 +29,6 @@ from medmtl.predictor import Predictor
 from medmtl.study import Prepared, Study, prepare
 from medmtl.tasks import AnyTask
 from medmtl.tasks.classification import ClassificationBase
-from medmtl.tasks.regression import Regression
 from medmtl.tasks.segmentation import Segmentation
 
 Say = Callable[[str], None]
@@ -70,7 +71,16 @@ def evaluate_run(run: RunFolder, *, say: Say = print) -> Evaluation:
     readings = int(run.read_facts().get("test_evaluations", 0)) + 1
     run.add_facts({"test_evaluations": readings})
     provenance = {**_provenance(bundle, prepared), "test set read": f"{readings} time(s) by this run"}
-    evaluation = _write(run.evaluation, study, bundle.spec, tables, prepared, provenance, _history_figures(run), say)
+    evaluation = _write(
+        run.evaluation,
+        study,
+        bundle.spec,
+        tables,
+        prepared,
+        provenance,
+        history_figures(read_history(run.history)),
+        say,
+    )
     with _reopened(study, run) as tracker:
         if tracker is not None:
             tracker.log_metrics(dict(_flat(evaluation.result)))
@@ -91,7 +101,8 @@ def evaluate_ensemble(runs: Sequence[RunFolder], out: Path, *, say: Say = print)
     study, prepared = load(Study, runs[0].study), prepare(load(Study, runs[0].study))
     averaged = average_tables(tables, first.spec)
     val, test = (averaged[averaged["split"] == part] for part in ("val", "test"))
-    if len(test) != len(tables[0][tables[0]["split"] == "test"]):
+    tested = [set(table.loc[table["split"] == "test", "case_id"]) for table in tables]
+    if any(cases != tested[0] for cases in tested):
         raise UserError(
             "E-ENS-TEST", "the runs have different test cases", "combine runs of one test set", where="ensemble"
         )
@@ -218,7 +229,9 @@ def _write(
     write_atomic(folder / CASES, both.to_csv(index=False, lineterminator="\n"))
     write_atomic(folder / RESULT, _json(result))
     write_atomic(folder / "tasks.yaml", to_yaml(spec))
-    figures = {**test_figures(test, spec, result), **_galleries(test, spec, prepared, e.gallery), **more}
+    images = {case.case_id: case.image for case in prepared.split.test}
+    worst = galleries(test, spec.tasks, lambda case: _thumbnail(prepared, images[case]), e.gallery)
+    figures = {**task_figures(test, spec.tasks, result), **worst, **more}
     for name, figure in figures.items():
         plots.save(figure, folder / "figures", name.replace("/", "-"))
     notes = [
@@ -278,102 +291,11 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def test_figures(table: pd.DataFrame, spec: ModelSpec, result: Mapping[str, Any]) -> dict[str, Figure]:
-    """The plots of every task that a reader expects, named ``<task>/<plot>``."""
-    figures: dict[str, Figure] = {}
-    for name, task in spec.tasks.items():
-        rows = table[(table["task"] == name) & table["target"].notna()]
-        if isinstance(task, ClassificationBase):
-            positive = getattr(task, "positive", None) or (task.classes[-1] if len(task.classes) == 2 else None)
-            figures |= {
-                f"{name}/roc": plots.roc(rows, classes=task.classes),
-                f"{name}/precision_recall": plots.precision_recall(rows, classes=task.classes),
-                f"{name}/calibration": plots.calibration(rows, positive=positive),
-                f"{name}/confusion": plots.confusion(rows, classes=task.classes),
-            }
-        elif isinstance(task, Regression):
-            figures[f"{name}/agreement"] = plots.agreement(rows, unit=task.unit)
-        elif isinstance(task, Segmentation):
-            figures[f"{name}/dice"] = plots.mask_distribution(rows)
-        for metric in task.headline[:2]:
-            figures[f"{name}/domains_{metric}"] = plots.domain_bars(result, name, metric)
-    return figures
-
-
-def _galleries(table: pd.DataFrame, spec: ModelSpec, prepared: Prepared, count: int) -> dict[str, Figure]:
-    """The worst errors of every task that is not auxiliary, as images."""
-    cases = {case.case_id: case for case in prepared.split.test}
-    figures = {}
-    for name, task in spec.tasks.items():
-        rows = table[(table["task"] == name) & table["target"].notna()]
-        if task.auxiliary or rows.empty or not count:
-            continue
-        worst = (
-            rows.assign(error=error_size(rows, task))
-            .sort_values(["error", "case_id"], ascending=[False, True])
-            .head(count)
-        )
-        items = [
-            (_thumbnail(prepared, cases[row.case_id].image), f"{row.case_id}\n{_caption(row, task)}")
-            for row in worst.itertuples()
-        ]
-        figures[f"{name}/worst_errors"] = plots.worst_errors(items)
-    return figures
-
-
-def error_size(rows: pd.DataFrame, task: AnyTask) -> np.ndarray:
-    """How wrong each labelled row is: 1 - p(true class), |error|, or 1 - mean Dice."""
-    if isinstance(task, ClassificationBase):
-        p = task.probabilities(rows)
-        return 1 - p[np.arange(len(rows)), rows["target"].to_numpy(int)]
-    if isinstance(task, Segmentation):
-        return 1 - rows[[f"dice.{name}" for name in task.classes[1:]]].mean(axis=1).to_numpy()
-    return np.abs(rows["prediction"] - rows["target"]).to_numpy(float)
-
-
-def _caption(row: Any, task: AnyTask) -> str:
-    if isinstance(task, ClassificationBase):
-        return f"{row.target_label}, said {row.predicted_label}\nerror {row.error:.2f}"
-    if isinstance(task, Regression):
-        return f"{row.target:.3g}, said {row.prediction:.3g}"
-    return f"1 - Dice {row.error:.2f}"
-
-
-def _thumbnail(prepared: Prepared, image: str) -> np.ndarray:
+def _thumbnail(prepared: Prepared, image: str) -> npt.NDArray[np.uint8]:
+    """An image of the study as uint8 [H, W, 3]."""
     array = read_image(prepared.manifest.path(image), channels=prepared.spec.preprocess.channels)
     colour = np.repeat(array[:1], 3, 0) if array.shape[0] != 3 else array
     return np.round(np.moveaxis(colour, 0, -1) * 255).astype(np.uint8)
-
-
-def _history_figures(run: RunFolder) -> dict[str, Figure]:
-    """Learning curves, and the mean cosine between the tasks' gradients where it was recorded."""
-    rows = pd.DataFrame(read_history(run.history), columns=["epoch", "step", "name", "value"])
-    if rows.empty:
-        return {}
-    shown = (
-        rows[rows["name"].str.startswith(("train.", "val."))]
-        .groupby(["epoch", "name"], sort=False)
-        .last()
-        .reset_index()
-    )
-    parts = shown["name"].str.split(".")
-    shown = shown[parts.str.len() <= 3 + shown["name"].str.contains("dice|iou|hd95")]
-    shown = shown.assign(name=shown["name"].str.replace(".", "/", n=1, regex=False))
-    headline = shown[
-        shown["name"].str.endswith(("loss", "auroc", "balanced_accuracy", "mae", "pearson"))
-        | shown["name"].str.contains("dice")
-    ]
-    figures = {"learning_curves": plots.loss_curves(headline)}
-    cosines = rows[rows["name"].str.startswith("cosine.")]
-    if len(cosines):
-        pairs = cosines.groupby("name")["value"].mean()
-        names = list(dict.fromkeys(part for name in pairs.index for part in reversed(name.split(".")[1:])))
-        matrix = np.eye(len(names))
-        for name, value in pairs.items():
-            i, j = (names.index(part) for part in str(name).split(".")[1:])
-            matrix[i, j] = matrix[j, i] = value
-        figures["gradient_cosine"] = plots.gradient_cosine(matrix, names)
-    return figures
 
 
 def _flat(result: Mapping[str, Any]) -> Iterator[tuple[str, float]]:

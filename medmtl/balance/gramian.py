@@ -41,9 +41,9 @@ def cosines(gramian: Tensor) -> Tensor:
 class Gramian(Balancer):
     """sum_t w_t(G) L_t with weights from a TorchJD weighting, held constant in the backward pass.
 
-    A weighting that averages (UPGrad, MGDA, CAGrad, Aligned-MTL) is multiplied by the number of present tasks, and all by
-    ``gain``, so that without conflict all balancers are on the scale of :class:`~medmtl.balance.static.Fixed`. Rank 0's
-    weights count: some weightings are random (PCGrad's order of tasks).
+    A weighting that averages (UPGrad, MGDA, CAGrad, Aligned-MTL) is multiplied by the number of present tasks, and all
+    by ``gain``, so that without conflict all balancers are on the scale of :class:`~medmtl.balance.static.Fixed`.
+    Rank 0's weights count: some weightings are random (PCGrad's order of tasks).
 
     Weights depend on the directions and the relative lengths of the gradients, so G is divided by its mean diagonal:
     CAGrad's solver takes a short gradient for none and would stop all training. Where there is no gradient, or one that

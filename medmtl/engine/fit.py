@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from itertools import islice
+from math import isfinite
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
@@ -164,6 +165,7 @@ class Trainer:
         )  # dropout: counted, so nothing can disturb it
         observe = self.config.observe_every > 0 and p.step % self.config.observe_every == 0
         present = torch.zeros(len(self.objective.tasks), dtype=torch.bool, device=self.device)
+        parts: list[Losses] = []
         for i, batch in enumerate(group):
             last = i == len(group) - 1
             unsynced = (
@@ -173,9 +175,10 @@ class Trainer:
             )
             with unsynced:
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-                    losses: Losses = self.wrapped(batch, observe=observe and last)
-                (losses.scalar / len(group)).backward()
-            present |= losses.present
+                    parts.append(self.wrapped(batch, observe=observe and last))
+                (parts[-1].scalar / len(group)).backward()
+            present |= parts[-1].present
+        losses = _mean(parts)
         self.objective.forget_absent(present)
         parameters = [q for q in self.objective.parameters() if q.grad is not None]
         norm = nn.utils.clip_grad_norm_(parameters, self.optim.clip_norm or float("inf"))
@@ -194,11 +197,8 @@ class Trainer:
         """Skip the update: one would make weights and AdamW's moments NaN for ever."""
         p = self.progress
         p.bad_steps, p.skipped_steps = p.bad_steps + 1, p.skipped_steps + 1
-        names = [
-            name
-            for name, loss in zip(self.objective.tasks, losses.losses.tolist(), strict=True)
-            if loss != loss or abs(loss) == float("inf")
-        ]
+        values = dist.mean(losses.losses.clone()).tolist()  # the culprit may be on another rank
+        names = [name for name, loss in zip(self.objective.tasks, values, strict=True) if not isfinite(loss)]
         log.warning(
             "step %d skipped: the gradient is not finite (tasks with a bad loss: %s)",
             p.step,
@@ -225,6 +225,8 @@ class Trainer:
         }
         total = float(dist.mean(losses.scalar.detach().clone()))
         for name, value in {"loss": total, **record}.items():
+            if not isfinite(value):
+                continue  # the step was skipped and counted
             p.sums[name] = p.sums.get(name, 0.0) + value
             p.counts[name] = p.counts.get(name, 0) + 1
         self.callback.step(p.step, {"loss": total, "learning_rate": self.rate, **record, **self._conflicts(losses)})
@@ -322,6 +324,14 @@ class Trainer:
             raise failure or EnvironmentFailure(
                 "E-DISK", "rank 0 could not write a checkpoint", "free space and run again"
             )
+
+
+def _mean(parts: list[Losses]) -> Losses:
+    """The losses of the batches of one step: of each task, over the batches that have labels of it."""
+    present_NT = torch.stack([part.present for part in parts])
+    mean = torch.stack([part.losses for part in parts]).sum(0) / present_NT.sum(0).clamp(min=1)
+    scalar = torch.stack([part.scalar.detach() for part in parts]).mean()
+    return Losses(scalar, mean, present_NT.any(0), parts[-1].gramian)
 
 
 @contextmanager

@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
-from medmtl.evaluation.plots import render
+from medmtl.evaluation.plots import Figure, render
 from medmtl.evaluation.summary import UNKNOWN, usable_rows
 from medmtl.files import write_atomic
 from medmtl.metrics import describe

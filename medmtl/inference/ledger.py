@@ -37,6 +37,10 @@ class Entry:
     warnings: tuple[str, ...] = ()
 
 
+class LedgerDamaged(UserError):
+    """A line before the last one is not what was written."""
+
+
 def read_ledger(path: Path) -> tuple[Entry, ...]:
     """Every whole line, in order. The last one may be cut; any other damage is an error (``E-PRE-LEDGER``)."""
     lines = path.read_bytes().split(b"\n")[:-1]
@@ -46,7 +50,7 @@ def read_ledger(path: Path) -> tuple[Entry, ...]:
             tree = json.loads(line)
             entries.append(Entry(**{**tree, "warnings": tuple(tree["warnings"])}))
         except (ValueError, TypeError, KeyError) as error:
-            raise UserError(
+            raise LedgerDamaged(
                 "E-PRE-LEDGER",
                 "the line is damaged or of another version",
                 "start anew with --overwrite, or choose another folder",

@@ -1,9 +1,14 @@
 """Image -> feature pyramid. Every encoder yields [B, C_l, *S/stride_l] maps, finest first; nobody asks what it is."""
 
-from math import gcd
+from collections.abc import Mapping
+from math import gcd, log2
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Literal
 
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from medmtl import torchvision_ops
@@ -42,17 +47,31 @@ class TimmEncoder(nn.Module):
         self.strides: tuple[tuple[int, ...], ...] = tuple((r, r) for r in info.reduction())
         self._channels_last = str(getattr(self.net, "output_fmt", "")).endswith("NHWC")
         self.pyramid: FeaturePyramid | None = None
+        self._multiple = self.strides[0][0]  # of the image's size
         if len(set(self.strides)) == 1:
+            if not log2(self._multiple).is_integer():
+                raise UserError(
+                    "E-ENC-STRIDE",
+                    f"{config.name} has patches of {self._multiple} pixels, strides 4 to 32 need a power of two",
+                    "choose a network with patches of 8, 16 or 32 pixels",
+                    where="encoder.name",
+                )
             self.pyramid = FeaturePyramid(self.channels[-1], self.strides[0][0])
             self.channels, self.strides = self.pyramid.channels, self.pyramid.strides
         if config.norm == "group":
             batch_to_group_norm(self.net)
 
     def forward(self, image: Tensor) -> list[Tensor]:
+        missing = [-n % self._multiple for n in image.shape[2:]]
+        if any(missing):  # a ViT would refuse, a ConvNeXt would not see the last rows and columns
+            image = F.pad(image, (0, missing[1], 0, missing[0]))
         maps = self.net(image)
         if self._channels_last:
             maps = [m.permute(0, 3, 1, 2) for m in maps]
         return list(maps) if self.pyramid is None else self.pyramid(maps[-1])
+
+
+_RESAMPLED = ("vision_transformer", "deit", "eva", "vision_transformer_hybrid")  # timm's modules with dynamic_img_size
 
 
 def _create(config: TimmConfig, channels: int, load_weights: bool) -> nn.Module:
@@ -65,21 +84,40 @@ def _create(config: TimmConfig, channels: int, load_weights: bool) -> nn.Module:
             where="encoder.name",
         )
     options: dict[str, Any] = {"features_only": True, "in_chans": channels, "drop_path_rate": config.drop_path}
-    if "vit" in config.name:
+    if timm.model_entrypoint(config.name.partition(".")[0]).__module__.rpartition(".")[2] in _RESAMPLED:
         options["dynamic_img_size"] = True  # position embeddings are resampled to the image at hand
+    local = _local_weights(config) if config.weights and config.weights != "timm" and load_weights else None
     if config.weights and load_weights:
         options["pretrained"] = True
-        if config.weights != "timm":
-            options["pretrained_cfg_overlay"] = {"file": str(_local_weights(config))}
+        if local is not None:
+            options["pretrained_cfg_overlay"] = {"file": str(local)}
     try:
-        return timm.create_model(config.name, **options)
-    except RuntimeError as error:
+        net: nn.Module = timm.create_model(config.name, **options)
+        share = 1.0 if local is None else _share_of(net, timm.models.load_state_dict(str(local)))
+    except (RuntimeError, TypeError, SafetensorError, UnpicklingError) as error:
         raise UserError(
             "E-ENC-BUILD",
             f"{config.name} cannot be built: {error}",
             "choose another network or weights file",
             where="encoder",
         ) from error
+    if share < 0.5:  # timm loads what fits and is silent about the rest
+        raise UserError(
+            "E-ENC-WEIGHTS",
+            f"{share:.0%} of the tensors of {config.name} are in the file",
+            "give the weights of this very network",
+            where=str(local),
+        )
+    return net
+
+
+def _share_of(net: nn.Module, file: Mapping[str, Tensor]) -> float:
+    """The share of the network's parameter tensors that are in the file, by content: timm renames some on the way."""
+    by_shape: dict[tuple[int, ...], list[Tensor]] = {}
+    for tensor in file.values():
+        by_shape.setdefault(tuple(tensor.shape), []).append(tensor)
+    found = [any(torch.equal(p, t.to(p)) for t in by_shape.get(tuple(p.shape), ())) for p in net.parameters()]
+    return sum(found) / len(found)
 
 
 def _local_weights(config: TimmConfig) -> Path:

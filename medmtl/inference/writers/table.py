@@ -40,7 +40,7 @@ def _of(name: str, task: AnyTask) -> list[str]:
 
 
 def global_cells(name: str, task: AnyTask, decoded: Tensor) -> dict[str, Cell]:
-    """The cells of a classification (probabilities [K]; the label at the frozen threshold) or a regression (a value)."""
+    """Cells of a classification (probabilities [K]; the label at the frozen threshold) or a regression (one value)."""
     row = task.row(decoded, None)
     if isinstance(task, Regression):
         return {f"{name}.value": row["prediction"], f"{name}.unit": task.unit}

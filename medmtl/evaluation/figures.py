@@ -1,0 +1,102 @@
+"""The plots of an evaluation, named ``<task>/<plot>``: functions of case table, settings and history."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from medmtl.evaluation import plots
+from medmtl.evaluation.plots import Figure
+from medmtl.tasks import AnyTask
+from medmtl.tasks.classification import ClassificationBase
+from medmtl.tasks.regression import Regression
+from medmtl.tasks.segmentation import Segmentation
+
+Thumbnail = Callable[[str], npt.NDArray[np.uint8]]  # case id -> image [H, W, 3]
+
+
+def task_figures(table: pd.DataFrame, tasks: Mapping[str, AnyTask], result: Mapping[str, Any]) -> dict[str, Figure]:
+    """The plots of every task that a reader expects, named ``<task>/<plot>``."""
+    figures: dict[str, Figure] = {}
+    for name, task in tasks.items():
+        rows = table[(table["task"] == name) & table["target"].notna()]
+        if isinstance(task, ClassificationBase):
+            positive = getattr(task, "positive", None) or (task.classes[-1] if len(task.classes) == 2 else None)
+            figures |= {
+                f"{name}/roc": plots.roc(rows, classes=task.classes),
+                f"{name}/precision_recall": plots.precision_recall(rows, classes=task.classes),
+                f"{name}/calibration": plots.calibration(rows, positive=positive),
+                f"{name}/confusion": plots.confusion(rows, classes=task.classes),
+            }
+        elif isinstance(task, Regression):
+            figures[f"{name}/agreement"] = plots.agreement(rows, unit=task.unit)
+        elif isinstance(task, Segmentation):
+            figures[f"{name}/dice"] = plots.mask_distribution(rows)
+        for metric in task.headline[:2]:
+            figures[f"{name}/domains_{metric}"] = plots.domain_bars(result, name, metric)
+    return figures
+
+
+def galleries(table: pd.DataFrame, tasks: Mapping[str, AnyTask], thumbnail: Thumbnail, count: int) -> dict[str, Figure]:
+    """The ``count`` worst errors of every task that is not auxiliary, as images."""
+    figures = {}
+    for name, task in tasks.items():
+        rows = table[(table["task"] == name) & table["target"].notna()]
+        if task.auxiliary or rows.empty or not count:
+            continue
+        ranked = rows.assign(error=error_size(rows, task)).sort_values(["error", "case_id"], ascending=[False, True])
+        worst = ranked.head(count).to_dict("records")
+        items = [(thumbnail(row["case_id"]), f"{row['case_id']}\n{_caption(row, task)}") for row in worst]
+        figures[f"{name}/worst_errors"] = plots.worst_errors(items)
+    return figures
+
+
+def error_size(rows: pd.DataFrame, task: AnyTask) -> np.ndarray:
+    """How wrong each labelled row is: 1 - p(true class), |error|, or 1 - mean Dice."""
+    if isinstance(task, ClassificationBase):
+        p = task.probabilities(rows)
+        return 1 - p[np.arange(len(rows)), rows["target"].to_numpy(int)]
+    if isinstance(task, Segmentation):
+        return 1 - rows[[f"dice.{name}" for name in task.classes[1:]]].mean(axis=1).to_numpy()
+    return np.abs(rows["prediction"] - rows["target"]).to_numpy(float)
+
+
+def _caption(row: Mapping[Any, Any], task: AnyTask) -> str:
+    if isinstance(task, ClassificationBase):
+        return f"{row['target_label']}, said {row['predicted_label']}\nerror {row['error']:.2f}"
+    if isinstance(task, Regression):
+        return f"{row['target']:.3g}, said {row['prediction']:.3g}"
+    return f"1 - Dice {row['error']:.2f}"
+
+
+def history_figures(history: Iterable[Mapping[str, Any]]) -> dict[str, Figure]:
+    """Learning curves, and the mean cosine between the tasks' gradients where it was recorded."""
+    rows = pd.DataFrame(list(history), columns=["epoch", "step", "name", "value"])
+    if rows.empty:
+        return {}
+    shown = (
+        rows[rows["name"].str.startswith(("train.", "val."))]
+        .groupby(["epoch", "name"], sort=False)
+        .last()
+        .reset_index()
+    )
+    parts = shown["name"].str.split(".")
+    shown = shown[parts.str.len() <= 3 + shown["name"].str.contains("dice|iou|hd95")]
+    shown = shown.assign(name=shown["name"].str.replace(".", "/", n=1, regex=False))
+    headline = shown[
+        shown["name"].str.endswith(("loss", "auroc", "balanced_accuracy", "mae", "pearson"))
+        | shown["name"].str.contains("dice")
+    ]
+    figures = {"learning_curves": plots.loss_curves(headline)}
+    cosines = rows[rows["name"].str.startswith("cosine.")]
+    if len(cosines):
+        pairs = cosines.groupby("name")["value"].mean()
+        names = list(dict.fromkeys(part for name in pairs.index for part in reversed(name.split(".")[1:])))
+        matrix = np.eye(len(names))
+        for name, value in pairs.items():
+            i, j = (names.index(part) for part in str(name).split(".")[1:])
+            matrix[i, j] = matrix[j, i] = value
+        figures["gradient_cosine"] = plots.gradient_cosine(matrix, names)
+    return figures

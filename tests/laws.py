@@ -1,0 +1,288 @@
+"""Laws, and the small shared inputs that they are tried on. A test file says only who obeys which law.
+
+B samples, K classes, T tasks, P shared parameters, as everywhere.
+"""
+
+from collections.abc import Callable, Mapping
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from pydantic import TypeAdapter
+from torch import Tensor, nn
+
+from medmtl.balance import AnyBalancer, FixedConfig, GramianConfig
+from medmtl.balance.static import Balancer
+from medmtl.config import validate
+from medmtl.data.batch import Batch
+from medmtl.data.case import Case, Manifest, read_manifest, write_manifest
+from medmtl.engine.objective import Objective
+from medmtl.errors import UserError
+from medmtl.models.multitask import MultiTaskModel
+from medmtl.tasks.base import Task
+from medmtl.tasks.classification import Classification
+from medmtl.tasks.domain import Domain, DomainAdversary
+from medmtl.tasks.regression import Regression
+from medmtl.tasks.segmentation import Segmentation
+
+# ------------------------------------------------------------------------------------------------------------- inputs
+
+
+class TinyEncoder(nn.Module):
+    """Two convolutions with GroupNorm: strides 2 and 4, 4 and 8 channels."""
+
+    channels, strides = (4, 8), ((2, 2), (4, 4))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1, bias=False), nn.GroupNorm(2, 4), nn.Tanh())
+        self.second = nn.Sequential(nn.Conv2d(4, 8, 3, 2, 1, bias=False), nn.GroupNorm(2, 8), nn.Tanh())
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        first = self.first(image)
+        return [first, self.second(first)]
+
+
+DOMAINS = ("north", "south")
+SMOOTH = {"kind": "cross_entropy", "label_smoothing": 0.1}
+ADVERSARY = {"strength": {"value": 0.3, "schedule": "constant"}}
+TASKS: dict[str, Task] = {
+    "binary": Classification(classes=("no", "yes")),
+    "graded": Classification(classes=("a", "b", "c"), class_weights=(0.5, 1.0, 1.5)),
+    "focal": validate(Classification, {"classes": ["a", "b", "c"], "criterion": {"kind": "focal"}}, where="laws"),
+    "smooth": validate(Classification, {"classes": ["a", "b"], "criterion": SMOOTH}, where="laws"),
+    "mse": Regression(low=0, high=10, centre=4.0, scale=2.0),
+    "l1": Regression(low=0, high=10, criterion="l1", centre=4.0, scale=2.0),
+    "huber": Regression(low=0, high=10, criterion="huber", centre=4.0, scale=2.0),
+    "mask": Segmentation(classes=("background", "nucleus")),
+    "organs": Segmentation(classes=("background", "liver", "spleen"), class_weights=(0.5, 1.0, 1.5)),
+    "domain": Domain(classes=DOMAINS),
+    "adversary": validate(DomainAdversary, {"classes": DOMAINS, **ADVERSARY}, where="laws"),
+}
+MIXED = {  # a study in small: two main tasks that label different samples, one dense, one adversary
+    "grade": Classification(classes=("a", "b", "c")),
+    "size": Regression(low=0, high=10, centre=4.0, scale=2.0),
+    "mask": Segmentation(classes=("background", "nucleus"), weight=0.5),
+    "site": TASKS["adversary"],
+}
+BALANCERS = ("fixed", "uncertainty", "dwa", "upgrad", "pcgrad", "mgda", "aligned_mtl", "cagrad")
+
+
+def targets_of(task: Task, samples: int, seed: int = 0, size: int = 8) -> Tensor:
+    """Random valid targets, [B] or [B, H, W]; every class occurs."""
+    source = torch.Generator().manual_seed(seed)
+    if isinstance(task, Regression):
+        return task.low + (task.high - task.low) * torch.rand(samples, generator=source)
+    shape = (samples, size, size) if isinstance(task, Segmentation) else (samples,)
+    target = torch.randint(len(task.classes), shape, generator=source)
+    target.flatten()[: len(task.classes)] = torch.arange(len(task.classes))
+    return target
+
+
+def chance(task: Task, target: Tensor) -> Tensor:
+    """The output of a predictor that knows nothing: equal logits, or the centre."""
+    if isinstance(task, Regression):
+        return torch.zeros(len(target), 1)
+    return torch.zeros(len(target), len(task.classes), *target.shape[1:])
+
+
+def truth(task: Task, target: Tensor, sharpness: float = 6.0) -> Tensor:
+    """The output of a predictor that is right."""
+    if isinstance(task, Regression):
+        return ((target - task.centre) / task.scale)[:, None]
+    return sharpness * F.one_hot(target, len(task.classes)).movedim(-1, 1).float()
+
+
+def batch(tasks: Mapping[str, Task] = MIXED, samples: int = 8, seed: int = 0, **labelled: list[int]) -> Batch:
+    """Random images 8 x 8; ``labelled`` names which samples a target has, all where it is not given."""
+    source = torch.Generator().manual_seed(seed)
+    columns = {task.target or name: task for name, task in tasks.items()}
+    targets = {name: targets_of(task, samples, seed + i) for i, (name, task) in enumerate(columns.items())}
+    masks = {name: torch.zeros(samples, dtype=torch.bool) for name in columns}
+    for name, mask in masks.items():
+        mask[labelled.get(name, list(range(samples)))] = True
+    domain = targets.get("domain", torch.zeros(samples, dtype=torch.int64))
+    image = torch.randn(samples, 3, 8, 8, generator=source)
+    return Batch(image, targets, masks, domain, tuple(f"case{i}" for i in range(samples)))
+
+
+def balancer(kind: str, tasks: int) -> Balancer:
+    """Any balancer by its kind, with its defaults."""
+    return TypeAdapter(AnyBalancer).validate_python({"kind": kind}).build(tasks)
+
+
+def objective(tasks: Mapping[str, Task] = MIXED, balancer: Balancer | None = None, seed: int = 0) -> Objective:
+    """A tiny model with heads for ``tasks``, in training mode, always the same parameters."""
+    torch.manual_seed(seed)
+    encoder = TinyEncoder()
+    model = MultiTaskModel(encoder, {name: task.head(encoder) for name, task in tasks.items()})
+    main = sum(not task.auxiliary for task in tasks.values())
+    return Objective(model, tasks, balancer or FixedConfig().build(main)).train()
+
+
+def gradients(objective: Objective, batch: Batch, observe: bool = False) -> tuple[Tensor, dict[str, Tensor | None]]:
+    """(scalar, {parameter: its gradient}) of one backward pass, from a fixed random state."""
+    objective.zero_grad(set_to_none=True)
+    torch.manual_seed(1)
+    losses = objective(batch, observe=observe)
+    losses.scalar.backward()
+    found = {name: None if p.grad is None else p.grad.clone() for name, p in objective.named_parameters()}
+    return losses.scalar.detach(), found
+
+
+def write_png(path, seed: int, *, size: int = 12, channels: int = 3, bits: int = 8):
+    """A random image file; returns its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    shape = (size, size, 3) if channels == 3 else (size, size)
+    pixels = rng.integers(0, 2**bits, shape).astype(np.uint8 if bits == 8 else np.uint16)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def cases(groups: int = 12, each: int = 2, domains: int = 3, split: str = "") -> list[Case]:
+    """Cases of a study: ``each`` per group, groups dealt to domains, two classes; one in five without a label."""
+    found = []
+    for i in range(groups * each):
+        group = i // each
+        targets = {} if i % 5 == 4 else {"grade": "ab"[group % 2 if i % 3 else 0]}
+        found.append(
+            Case(f"c{i:03d}", f"g{group:02d}", f"images/c{i:03d}.png", f"d{group % domains}", split, targets, {}, i + 2)
+        )
+    return found
+
+
+def manifest(root, found: list[Case]) -> Manifest:
+    """A manifest in memory; its images need not exist."""
+    return Manifest(root, tuple(found), "0" * 64, ("grade",))
+
+
+def written(root, found: list[Case], **image) -> Manifest:
+    """The same as files: random images and ``manifest.csv``."""
+    for i, case in enumerate(found):
+        write_png(root / case.image, i, **image)
+    return read_manifest(write_manifest(root / "manifest.csv", found))
+
+
+# --------------------------------------------------------------------------------------------------------------- laws
+
+
+def costs_about_one_at_chance(task: Task, target: Tensor, low: float, high: float) -> None:
+    """The mean loss of a predictor that knows nothing lies in [low, high], around 1."""
+    assert low <= float(task.loss(chance(task, target), target).mean()) <= high
+
+
+def falls_towards_the_truth(task: Task, target: Tensor) -> None:
+    """Each step from chance, and from a wrong output, towards the truth lowers every sample's loss."""
+    right = truth(task, target)
+    for start in (chance(task, target), -right if not isinstance(task, Regression) else right + 3):
+        steps = [task.loss(start + share * (right - start), target) for share in torch.linspace(0, 1, 9)]
+        assert all((after < before).all() for before, after in pairwise(steps))
+
+
+def is_per_sample(task: Task, target: Tensor) -> None:
+    """[B] losses, each of its own sample alone: permuting samples permutes losses."""
+    output = chance(task, target) + torch.linspace(-1, 1, chance(task, target).numel()).view(chance(task, target).shape)
+    loss = task.loss(output, target)
+    assert loss.shape == (len(target),) and torch.isfinite(loss).all()
+    order = torch.arange(len(target) - 1, -1, -1)
+    torch.testing.assert_close(task.loss(output[order], target[order]), loss[order])
+    alone = torch.cat([task.loss(output[i : i + 1], target[i : i + 1]) for i in range(len(target))])
+    torch.testing.assert_close(alone, loss)
+
+
+def decodes_within_range(task: Task, target: Tensor) -> None:
+    """Decoded outputs are probabilities or within [low, high], and so is the mean of two of them."""
+    torch.manual_seed(0)
+    decoded = [task.decode(chance(task, target) + 20 * torch.randn(chance(task, target).shape)) for _ in range(2)]
+    for value in (*decoded, sum(decoded) / 2):
+        if isinstance(task, Regression):
+            assert value.shape == (len(target),) and ((value >= task.low) & (value <= task.high)).all()
+        else:
+            assert value.shape == chance(task, target).shape and (value >= 0).all()
+            torch.testing.assert_close(value.sum(1), torch.ones_like(value.sum(1)))
+
+
+def table(task: Task, output: Tensor, target: Tensor) -> pd.DataFrame:
+    """The case table of outputs."""
+    decoded = task.decode(output)
+    rows = [{"case_id": f"c{i}", "task": "t", **task.row(decoded[i], target[i])} for i in range(len(target))]
+    return pd.DataFrame(rows)
+
+
+def refuses(code: str, action: Callable[[], object], *, kind: type[Exception] | None = None, says: str = "") -> str:
+    """The action raises a UserError of this code (and kind) whose message holds ``says``; returns the message."""
+    with pytest.raises(UserError) as caught:
+        action()
+    error = caught.value
+    assert error.code == code, str(error)
+    assert kind is None or type(error) is kind, type(error)
+    assert says in str(error), str(error)
+    assert error.what and error.remedy
+    return str(error)
+
+
+# Balancers: G [T, T] -> weights [T]
+
+
+def gramians(tasks: int = 3, count: int = 6) -> list[tuple[Tensor, Tensor]]:
+    """(J [T, P], G) with and without conflict, of different lengths."""
+    source = torch.Generator().manual_seed(5)
+    found = []
+    for i in range(count):
+        J = torch.randn(tasks, 6, generator=source, dtype=torch.float64)
+        J[0] *= 1 + 3 * (i % 3)
+        J[1] -= (i % 2) * J[0]
+        found.append((J, J @ J.T))
+    return found
+
+
+Weigh = Callable[[Tensor], Tensor]
+
+
+def does_not_conflict(weigh: Weigh, tolerance: float = 1e-3) -> None:
+    """The combined direction lowers no task's fit to first order: G w >= 0, up to the regularisation."""
+    for _, G in gramians():
+        assert (G @ weigh(G) >= -tolerance * G.diagonal().mean()).all()
+
+
+def is_equivariant(weigh: Weigh, tolerance: float = 1e-5) -> None:
+    """Permuting the tasks permutes the weights."""
+    order = torch.tensor([2, 0, 1])
+    for _, G in gramians():
+        torch.testing.assert_close(weigh(G[order][:, order]), weigh(G)[order], atol=tolerance, rtol=tolerance)
+
+
+def ignores_the_unit(weigh: Weigh, tolerance: float = 1e-4) -> None:
+    """Gradients in another unit, very long or very short, get the same weights."""
+    for _, G in gramians():
+        for factor in (1e-12, 1e8):
+            torch.testing.assert_close(weigh(G * factor), weigh(G), atol=tolerance, rtol=tolerance)
+
+
+def reduces_to_the_sum(weigh: Weigh, tolerance: float = 1e-3) -> None:
+    """Equal gradients, which do not conflict, are combined to their plain sum."""
+    G = torch.ones(3, 3, dtype=torch.float64)
+    torch.testing.assert_close(
+        (G @ weigh(G))[0], torch.tensor(3.0, dtype=torch.float64), atol=tolerance, rtol=tolerance
+    )
+
+
+def weights_of(kind: str) -> Weigh:
+    """The weights with which a balancer of this kind combines losses whose gradients have the Gramian G."""
+    built = GramianConfig(kind=kind).build(3)
+
+    def weigh(G: Tensor) -> Tensor:
+        values, vectors = torch.linalg.eigh(G)
+        J = vectors * values.clamp(min=0).sqrt()  # G = J J^T
+        shared = nn.Parameter(torch.zeros(J.shape[1], dtype=G.dtype))
+        probe = torch.zeros(len(G), dtype=G.dtype, requires_grad=True)
+        torch.manual_seed(0)
+        built(J @ shared + probe, [shared], torch.ones(len(G), dtype=torch.bool)).backward()
+        return probe.grad
+
+    return weigh

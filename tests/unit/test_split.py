@@ -1,0 +1,130 @@
+"""Nobody is in two parts, everybody is in one, and who is where depends on the cases and the seed alone."""
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+from laws import cases, manifest, refuses, written
+
+from medmtl.data.split import (
+    ColumnSplit,
+    FoldSplit,
+    GroupSplit,
+    LeaveDomainOut,
+    check_duplicates,
+    describe,
+    split_cases,
+)
+
+DRAWN = {
+    "group": GroupSplit(validation=0.25, test=0.25),
+    "kfold": FoldSplit(folds=4, test="fold", validation=0.25),
+    "leave_domain_out": LeaveDomainOut(domain="d1", validation=0.25),
+}
+
+
+def _split(tmp_path, config, found=None, stratify="grade"):
+    return split_cases(manifest(tmp_path, found or cases()), config, stratify=stratify)
+
+
+def _ids(split):
+    return {name: sorted(case.case_id for case in part) for name, part in split.parts().items()}
+
+
+def _with_column(found, parts=("train", "train", "val", "test")):
+    return [replace(case, split=parts[int(case.group[1:]) % len(parts)]) for case in found]
+
+
+@pytest.mark.parametrize("config", DRAWN.values(), ids=DRAWN)
+def test_every_case_is_in_one_part_and_every_group_too(tmp_path, config):
+    split = _split(tmp_path, config)
+    placed = [case.case_id for part in split.parts().values() for case in part]
+    assert sorted(placed) == sorted(case.case_id for case in cases())
+    groups = [{case.group for case in part} for part in split.parts().values()]
+    assert all(groups) and sum(map(len, groups)) == len(set().union(*groups))
+    assert all(case.split == name for name, part in split.parts().items() for case in part)
+
+
+@pytest.mark.parametrize("config", DRAWN.values(), ids=DRAWN)
+def test_a_split_repeats_ignores_the_order_of_rows_and_follows_the_seed(tmp_path, config):
+    first = _split(tmp_path, config)
+    assert _split(tmp_path, config).sha256 == first.sha256
+    assert _ids(_split(tmp_path, config, cases()[::-1])) == _ids(first)
+    seeds = {_split(tmp_path, config.model_copy(update={"seed": seed})).sha256 for seed in range(4)}
+    assert len(seeds) > 1
+
+
+def test_folds_cover_every_case_of_the_pool_once(tmp_path):
+    found = _with_column(cases(16), ("train", "train", "train", "test"))
+    held = [_split(tmp_path, FoldSplit(folds=4, fold=k), found) for k in range(4)]
+    pool = sorted(case.case_id for case in found if case.split != "test")
+    assert sorted(case.case_id for split in held for case in split.val) == pool
+    assert all({c.case_id for c in split.test} == {c.case_id for c in found if c.split == "test"} for split in held)
+    tested = [_split(tmp_path, FoldSplit(folds=4, fold=k, test="fold"), cases()) for k in range(4)]
+    assert sorted(case.case_id for split in tested for case in split.test) == sorted(c.case_id for c in cases())
+    refuses("E-SPLIT-FOLD", lambda: _split(tmp_path, FoldSplit(folds=4, fold=4)))
+
+
+def test_one_domain_is_left_out_whole_and_unknown_domains_train(tmp_path):
+    found = [replace(case, domain="") if case.group == "g00" else case for case in cases()]
+    split = _split(tmp_path, LeaveDomainOut(domain="d1", validation=0.25), found)
+    assert {case.domain for case in split.test} == {"d1"}
+    assert "d1" not in {case.domain for part in (split.train, split.val) for case in part}
+    assert {case.group for case in split.test} == {c.group for c in found if c.domain == "d1"}
+    refuses("E-SPLIT-DOMAIN", lambda: _split(tmp_path, LeaveDomainOut(domain="d9")), says="d0, d1, d2")
+
+
+def test_classes_are_spread_evenly(tmp_path):
+    found = [replace(c, targets={"grade": "rare" if int(c.group[1:]) % 4 == 0 else "common"}) for c in cases(48, 2, 1)]
+    split = _split(tmp_path, GroupSplit(validation=0.25, test=0.25), found)
+    for part in split.parts().values():
+        share = Counter(case.targets["grade"] for case in part)["rare"] / len(part)
+        assert share == pytest.approx(0.25, abs=0.05)
+    sizes = [len(part) / len(found) for part in split.parts().values()]
+    assert sizes == pytest.approx([0.5, 0.25, 0.25], abs=0.1)
+
+
+def test_the_column_is_obeyed_and_validation_carved_where_it_has_none(tmp_path):
+    found = _with_column(cases())
+    assert _ids(_split(tmp_path, ColumnSplit(), found)) == {
+        part: sorted(c.case_id for c in found if c.split == part) for part in ("train", "val", "test")
+    }
+    carved = _split(tmp_path, ColumnSplit(validation=0.3), _with_column(cases(), ("train", "train", "train", "test")))
+    assert carved.val and not {c.group for c in carved.val} & {c.group for c in carved.train}
+    homeless = [*found[:-1], replace(found[-1], split="")]
+    refuses("E-SPLIT-COLUMN", lambda: _split(tmp_path, ColumnSplit(), homeless), says=found[-1].case_id)
+
+
+@pytest.mark.parametrize("config", [ColumnSplit(), ColumnSplit(validation=0.3), FoldSplit(folds=2)])
+@pytest.mark.parametrize("carve", [False, True])
+def test_a_group_in_two_parts_is_refused_by_name(tmp_path, config, carve):
+    parts = ("train", "train", "train", "test") if carve else ("train", "train", "val", "test")
+    found = _with_column(cases(), parts)
+    found[0] = replace(found[0], split="test")  # its group g00 trains
+    refuses("E-SPLIT-LEAK", lambda: _split(tmp_path, config, found), says="g00")
+
+
+def test_an_empty_part_and_too_few_groups_are_refused(tmp_path):
+    refuses(
+        "E-SPLIT-EMPTY", lambda: _split(tmp_path, ColumnSplit(), _with_column(cases(), ("train", "val"))), says="test"
+    )
+    refuses("E-SPLIT-GROUPS", lambda: _split(tmp_path, FoldSplit(folds=13, test="fold")))
+
+
+def test_one_picture_under_two_ids_may_not_cross_parts(tmp_path):
+    found = _with_column(cases(4, 2))
+    study = written(tmp_path, found)
+    split = split_cases(study, ColumnSplit(), stratify=None)
+    check_duplicates(study, split)
+    train, test = split.train[0], split.test[0]
+    study.path(split.train[1].image).write_bytes(study.path(train.image).read_bytes())  # within a part: allowed
+    check_duplicates(study, split)
+    study.path(test.image).write_bytes(study.path(train.image).read_bytes())
+    refuses("E-SPLIT-DUP", lambda: check_duplicates(study, split), says=test.case_id)
+
+
+def test_a_description_counts(tmp_path):
+    split = _split(tmp_path, DRAWN["leave_domain_out"])
+    assert describe(split, "grade")["test"] == {
+        "cases": 8, "groups": 4, "domains": 1, "labelled": sum("grade" in c.targets for c in split.test)
+    }  # fmt: skip
