@@ -131,7 +131,7 @@ def evaluate(
 
 def _run_of(target: Path, overrides: list[str], single_task: str | None, runs: Path):  # type: ignore[no-untyped-def]
     from medmtl.config import load
-    from medmtl.experiment import RunFolder
+    from medmtl.runs import RunFolder
     from medmtl.study import Study
 
     if target.suffix not in (".yaml", ".yml"):
@@ -159,8 +159,8 @@ def ensemble(
     out: Annotated[Path, typer.Option(help="Folder for the ensemble's evaluation.")],
 ) -> None:
     """Evaluate the mean prediction of several runs."""
-    from medmtl.experiment import RunFolder
     from medmtl.results import evaluate_ensemble
+    from medmtl.runs import RunFolder
 
     result = evaluate_ensemble([RunFolder(path) for path in runs], out, say=_say)
     _say(f"report: {result.report}")

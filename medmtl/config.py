@@ -26,8 +26,8 @@ C = TypeVar("C", bound=Config)
 class _UniqueKeys(yaml.SafeLoader):
     """PyYAML's safe loader, but a key that is given twice is an error instead of the last one winning."""
 
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
-        node: yaml.MappingNode = super().compose_mapping_node(anchor)  # type: ignore[no-untyped-call]
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
         keys = [(key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         twice = sorted(value for (tag, value), count in Counter(keys).items() if count > 1)
         if twice:  # seen before `<<: *base` is merged, whose keys may be given again

@@ -1,12 +1,10 @@
 """A study from its data to a bundle: build, resume, train, choose on validation, save."""
 
-import json
 import logging
 import platform
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,12 +12,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from filelock import FileLock, Timeout
 from torch import nn
 
 from medmtl import __version__
 from medmtl import distributed as dist
 from medmtl.bundle import ModelSpec, example_input, save_bundle
+from medmtl.card import model_card
 from medmtl.config import plain, to_yaml
 from medmtl.data.loader import train_loader
 from medmtl.data.sampler import EpochOrder
@@ -34,6 +32,8 @@ from medmtl.files import write_atomic
 from medmtl.metrics import describe
 from medmtl.models.multitask import MultiTaskModel
 from medmtl.predictor import Predictor, channels_last
+from medmtl.process import device_named
+from medmtl.runs import RunFolder
 from medmtl.seeds import counted
 from medmtl.study import Prepared, Study, label_counts, prepare
 from medmtl.tasks.base import summary
@@ -41,82 +41,6 @@ from medmtl.tasks.classification import Classification
 
 log = logging.getLogger(__name__)
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class RunFolder:
-    """The places of one run. The folder's name holds the settings' digest: the same command continues the same run."""
-
-    path: Path
-
-    @classmethod
-    def of(cls, study: Study, runs: Path) -> "RunFolder":
-        return cls(runs / f"{study.name}-{study.sha256[:8]}")
-
-    @property
-    def study(self) -> Path:
-        return self.path / "study.yaml"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
-
-    @property
-    def bundle(self) -> Path:
-        return self.path / "bundle"
-
-    @property
-    def history(self) -> Path:
-        return self.path / "history.jsonl"
-
-    @property
-    def evaluation(self) -> Path:
-        return self.path / "evaluation"
-
-    @property
-    def facts(self) -> Path:
-        """JSON: MLflow run id, hashes, what was selected."""
-        return self.path / "run.json"
-
-    def read_facts(self) -> dict[str, Any]:
-        return json.loads(self.facts.read_text(encoding="utf-8")) if self.facts.is_file() else {}
-
-    def add_facts(self, facts: Mapping[str, Any]) -> None:
-        write_atomic(self.facts, json.dumps({**self.read_facts(), **facts}, indent=2, sort_keys=True) + "\n")
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """One process group at a time (E-RUN-LOCK); only rank 0 holds the lock."""
-        if dist.rank() != 0:
-            yield
-            return
-        self.path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.path / ".lock", timeout=0)
-        try:
-            lock.acquire()
-        except Timeout as error:
-            raise UserError(
-                "E-RUN-LOCK",
-                "another process is training in this folder",
-                "wait for it, or change the seed or the name",
-                where=str(self.path),
-            ) from error
-        try:  # apart from the one above: a Timeout of another lock, in here, is not ours
-            yield
-        finally:
-            lock.release()
-
-
-def device_of(name: str) -> torch.device:
-    """``auto``: the local rank's GPU if there is one, else the CPU."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("E-DEV-CUDA", "no CUDA device is available", "set fit.device: auto", where="fit.device")
-    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
-        return torch.device("cpu")
-    if name not in ("auto", "cuda"):
-        raise UserError("E-DEV-NAME", f"unknown device {name!r}", "choose auto, cpu or cuda", where="fit.device")
-    torch.cuda.set_device(dist.local_rank())
-    return torch.device("cuda", dist.local_rank())
 
 
 def train(study: Study, *, runs: Path = Path("runs"), fresh: bool = False, say: Say = print) -> RunFolder:
@@ -242,9 +166,11 @@ def _open_tracker(prepared: Prepared, run: RunFolder, identity: Mapping[str, Any
     return tracker
 
 
-def build_trainer(prepared: Prepared, run: RunFolder, identity: Mapping[str, Any], callback: Callback, say: Say) -> Trainer:
+def build_trainer(
+    prepared: Prepared, run: RunFolder, identity: Mapping[str, Any], callback: Callback, say: Say
+) -> Trainer:
     study, spec = prepared.study, prepared.spec
-    device = device_of(study.fit.device)
+    device = device_named(study.fit.device)
     if study.loader.batch_size % dist.world():
         raise UserError(
             "E-CFG-BATCH",
@@ -387,7 +313,7 @@ def _finish(
         "python": platform.python_version(),
         "training": {"cases": len(prepared.split.train), "domains": list(prepared.domains)},
     }
-    identifier = save_bundle(run.bundle, spec, model, provenance=provenance, card=_card(prepared, spec, selected))
+    identifier = save_bundle(run.bundle, spec, model, provenance=provenance, card=model_card(prepared, spec, selected))
     run.add_facts({"bundle_id": identifier, "selected": selected})
     value = "undefined in every epoch" if p.best is None else f"{p.best:.4f} (epoch {p.best_epoch + 1})"
     say(f"best {trainer.monitor} on validation: {value}; bundle {identifier} in {run.bundle}")
@@ -407,42 +333,3 @@ def freeze_thresholds(spec: ModelSpec, validation: pd.DataFrame) -> ModelSpec:
         for name, task in spec.tasks.items()
     }
     return spec.model_copy(update={"tasks": tasks})
-
-
-def _card(prepared: Prepared, spec: ModelSpec, selected: Mapping[str, Any]) -> str:
-    """The model card; ``{bundle_id}`` is filled in when the bundle is written."""
-    counts = label_counts(prepared)
-    tasks = "\n".join(
-        f"- `{name}` ({task.kind}{', auxiliary' if task.auxiliary else ''}): labels in train {counts[name]['train']}, "
-        f"validation {counts[name]['val']}"
-        for name, task in spec.tasks.items()
-    )
-    thresholds = "\n".join(
-        f"- `{name}`: {task.positive or task.classes[-1]} from probability {task.threshold:.4f}"
-        for name, task in spec.tasks.items()
-        if isinstance(task, Classification) and task.threshold is not None
-    )
-    size = " x ".join(map(str, spec.preprocess.window or spec.preprocess.resize or ())) or "any"
-    return f"""# {prepared.study.name} ({{bundle_id}})
-
-Research use only; not a medical device. Written by medmtl {__version__}.
-
-## Model
-Encoder `{spec.encoder.name}`, input {size} pixels, {spec.preprocess.channels} channels.
-Predictions are averaged over the views `{spec.views}`.
-
-## Tasks
-{tasks}
-
-## Decision thresholds, chosen on validation
-{thresholds or "- none"}
-
-## Data
-Trained on {len(prepared.split.train)} cases of {len({c.group for c in prepared.split.train})} groups from the domains:
-{", ".join(prepared.domains) or "unknown"}. Selected by {selected["monitor"]}
-= {selected["value"]} on {len(prepared.split.val)} validation cases.
-
-## Limits
-Images from other scanners, stains or sites, of other magnification, or prepared otherwise may be read wrongly without a
-warning. Evaluate on your own data before any use: `medmtl evaluate`.
-"""

@@ -48,7 +48,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:60]}.", suffix=f".tmp{path.suffix}")
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{_short(path.name)}.", suffix=f".tmp{path.suffix}")
         os.close(handle)
     temporary = Path(name)
     try:
@@ -73,10 +73,17 @@ def write_atomic(path: Path, content: bytes | str) -> Path:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append one line and sync it: after a kill, every line but perhaps the last is whole."""
+    """Append one line and sync it: after a kill, every line but perhaps the last is whole.
+
+    A last line that was cut short is closed first, so that it cannot swallow the new one.
+    """
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab") as stream:
+        with path.open("ab+") as stream:
+            if stream.seek(0, os.SEEK_END):
+                stream.seek(-1, os.SEEK_END)
+                if stream.read(1) != b"\n":
+                    stream.write(b"\n")
             stream.write(line.rstrip("\n").encode() + b"\n")
             stream.flush()
             os.fsync(stream.fileno())
@@ -95,7 +102,7 @@ def inside(root: Path, relative: str) -> Path:
         raise SafetyRefusal(
             "E-SEC-PATH",
             f"{relative!r} is not a path relative to the root",
-            "write paths relative to the folder that holds the manifest",
+            "write paths relative to that root",
             where=root.name,
         )
     try:
@@ -112,7 +119,7 @@ def inside(root: Path, relative: str) -> Path:
         raise SafetyRefusal(
             "E-SEC-PATH",
             f"{relative!r} leaves the root",
-            "move the file under the folder that holds the manifest",
+            "move the file under that root",
             where=root.name,
         )
     return path
@@ -124,6 +131,11 @@ def sweep_temporaries(folder: Path) -> int:
     for leftover in leftovers:
         leftover.unlink(missing_ok=True)
     return len(leftovers)
+
+
+def _short(name: str) -> str:
+    """The beginning of a file name, at most 60 bytes: a name may have 255 with the random part."""
+    return name.encode()[:60].decode(errors="ignore")
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """A model and its specification at work: images -> decoded outputs -> the case table."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -62,7 +63,7 @@ class Predictor:
             image = image.to(memory_format=torch.channels_last)
         sums: dict[str, Tensor] = {}
         for view in self.views:
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            with _exact(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
                 outputs = self.model(view.apply(image))
             for name, output in outputs.items():
                 decoded = self.spec.tasks[name].decode(output.float())
@@ -126,6 +127,11 @@ class Predictor:
                 record.update({f"{name}.{key}": value for key, value in task.row(decoded[name][i], None).items()})
             records.append(record)
         return pd.DataFrame(records)
+
+
+def _exact() -> AbstractContextManager[None]:
+    """Convolutions on a GPU without TF32, with which a probability would depend on its batch in the third digit."""
+    return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
 
 
 def channels_last(model: ModuleT) -> ModuleT:

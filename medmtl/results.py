@@ -22,10 +22,12 @@ from medmtl.evaluation.figures import galleries, history_figures, task_figures
 from medmtl.evaluation.plots import Figure
 from medmtl.evaluation.report import write_report
 from medmtl.evaluation.summary import evaluate_table
-from medmtl.experiment import RunFolder, device_of, freeze_thresholds
+from medmtl.experiment import freeze_thresholds
 from medmtl.files import write_atomic
 from medmtl.io.raster import read_image
 from medmtl.predictor import Predictor
+from medmtl.process import device_named
+from medmtl.runs import RunFolder
 from medmtl.study import Prepared, Study, prepare
 from medmtl.tasks import AnyTask
 from medmtl.tasks.classification import ClassificationBase
@@ -63,7 +65,7 @@ def evaluate_run(run: RunFolder, *, say: Say = print) -> Evaluation:
     bundle = load_bundle(run.bundle)
     prepared = prepare(study)
     _same_data(prepared, bundle)
-    predictor = Predictor.of(bundle, device=device_of(study.fit.device), precision=study.fit.precision)
+    predictor = Predictor.of(bundle, device=device_named(study.fit.device), precision=study.fit.precision)
     tables = {
         part: predictor.table(prepared.dataset(cases), batch_size=study.loader.evaluation_batch_size)
         for part, cases in (("val", prepared.split.val), ("test", prepared.split.test))

@@ -209,11 +209,11 @@ def _check_columns(study: Study, manifest: Manifest) -> None:
                 f"set tasks.{name}.target or add the column",
                 where=manifest.name,
             )
-    for key, column in (("sampler.target", study.sampler.target), ("data.stratify", study.data.stratify)):
-        if column is not None and column not in manifest.targets:
+    for key, wanted in (("sampler.target", study.sampler.target), ("data.stratify", study.data.stratify)):
+        if wanted is not None and wanted not in manifest.targets:
             raise UserError(
                 "E-CFG-TARGET",
-                f"{key} names {column!r}, the manifest has {', '.join(manifest.targets) or 'no target'}",
+                f"{key} names {wanted!r}, the manifest has {', '.join(manifest.targets) or 'no target'}",
                 "write one of these",
                 where=manifest.name,
             )

@@ -143,8 +143,8 @@ class Preprocess(Config):
         return {**sample, IMAGE: self.normalise.apply(sample[IMAGE])}
 
     def apply(self, image: Tensor | np.ndarray) -> Tensor:
-        """One image [C, *S] in [0, 1] as the network sees it, without any random step."""
-        return self.finish(self.to_window(self.context({IMAGE: torch.as_tensor(image)})))[IMAGE]
+        """One image [C, *S] in [0, 1] as the network sees it, without any random step; it shares no memory with it."""
+        return self.finish(self.to_window(self.context({IMAGE: torch.as_tensor(image)})))[IMAGE].clone()
 
     def restore(self, maps: Tensor, native_shape: Sequence[int]) -> Restored:
         """Maps [K, *window] of the network on the grid of the image it was given, of shape ``native_shape`` [*S].

@@ -64,8 +64,8 @@ class Callback(Protocol):
     """Told what happens, in order, on rank 0 only. Subclass it and write the methods that are needed.
 
     ``started`` gets the facts of the run; those known here, all optional: ``epochs``, ``steps_per_epoch``,
-    ``images_per_step``, ``monitor`` (the validation metric that selects), and where it starts or resumes: ``epoch`` (0 at
-    first) and ``step`` (steps already done).
+    ``images_per_step``, ``monitor`` (the validation metric that selects), and where it starts or resumes: ``epoch``
+    (0 at first) and ``step`` (steps already done).
     ``step`` is counted from 1 over the whole run. ``finished`` gets FINISHED, FAILED or KILLED.
     """
 

@@ -1,15 +1,13 @@
 """The training loop: losses -> weights -> one backward, epoch by epoch, resumable after any step."""
 
 import logging
-import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from math import isfinite
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal
 
 import torch
@@ -29,6 +27,7 @@ from medmtl.engine.callbacks import Callback
 from medmtl.engine.objective import Losses, Objective
 from medmtl.engine.optim import OptimConfig, set_rate
 from medmtl.errors import EnvironmentFailure, TrainingInterrupted, UserError
+from medmtl.process import signals
 from medmtl.seeds import counted
 
 log = logging.getLogger(__name__)
@@ -121,7 +120,7 @@ class Trainer:
             "threads": torch.get_num_threads(),
         }
         self.callback.started(facts)
-        with _signals() as caught:
+        with signals("step") as caught:
             while not self.progress.finished:
                 self._epoch(caught)
         return self.progress
@@ -332,27 +331,3 @@ def _mean(parts: list[Losses]) -> Losses:
     mean = torch.stack([part.losses for part in parts]).sum(0) / present_NT.sum(0).clamp(min=1)
     scalar = torch.stack([part.scalar.detach() for part in parts]).mean()
     return Losses(scalar, mean, present_NT.any(0), parts[-1].gramian)
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """SIGINT and SIGTERM end the current step instead of the process; a second one acts at once."""
-    caught: list[int] = []
-    before: dict[int, Any] = {}
-
-    def note(number: int, frame: FrameType | None) -> None:
-        caught.append(number)
-        for seen in before:
-            signal.signal(seen, signal.SIG_DFL)
-        log.warning("signal %d: finishing this step, then saving; once more to stop at once", number)
-
-    try:
-        for wanted in (signal.SIGINT, signal.SIGTERM):
-            before[wanted] = signal.signal(wanted, note)
-    except ValueError:  # not in the main thread: whoever runs us there handles signals
-        before.clear()
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -15,7 +15,6 @@ import logging
 import math
 import os
 import platform
-import signal
 import stat
 import time
 from collections import Counter, defaultdict
@@ -23,7 +22,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -48,6 +47,7 @@ from medmtl.io.discover import Found, discover
 from medmtl.io.raster import read_image
 from medmtl.models.views import VIEWS, ViewSet
 from medmtl.predictor import Predictor
+from medmtl.process import device_named, signals
 from medmtl.tasks import AnyTask
 from medmtl.tasks.domain import Domain
 from medmtl.tasks.segmentation import Segmentation
@@ -117,9 +117,9 @@ def predict(job: Job, *, console: Console | None = None) -> Summary:
     _check_folders(job)
     bundle = load_bundle(job.bundle)
     _check_channels(bundle.spec, job.bundle)
-    views, device = job.views or bundle.spec.views, _device(job.device)
+    views, device = job.views or bundle.spec.views, device_named(job.device)
     settings = digest({"medmtl": __version__, "views": views, "overlays": job.overlays})[:12]
-    with _locked(job.out), _signals() as caught:
+    with _locked(job.out), signals("batch") as caught:
         if job.overwrite:
             _clear(job.out)
         ledger = Ledger(job.out / LEDGER, bundle=bundle.id, settings=settings)
@@ -239,7 +239,7 @@ class _Work:
             if not even_if_done and self.ledger.done(found.id, content):
                 return _Loaded(found, content)
             pixels = read_image(path, channels=self.spec.preprocess.channels, page=found.page)
-            image = self.spec.preprocess.apply(pixels).clone()  # a window would keep the whole image in memory
+            image = self.spec.preprocess.apply(pixels)
             if not torch.isfinite(image).all():
                 raise UserError("E-IMG-FINITE", "the preprocessed image holds NaN or infinity", "check its intensities")
             _same(path, signature)
@@ -355,10 +355,8 @@ def _files(found: Found, task: str) -> tuple[str, str]:
 
 def _decode(predictor: Predictor, images: Sequence[Tensor]) -> "list[dict[str, Tensor] | UserError]":
     """One result per image. If a batch does not go through, its halves are tried, so that one image fails alone."""
-    exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
     try:
-        with exact:  # TF32 would make probabilities depend on the batch in the third digit
-            decoded = predictor.decode(torch.stack(list(images)))
+        decoded = predictor.decode(torch.stack(list(images)))
     except torch.AcceleratorError as error:
         raise EnvironmentFailure(
             "E-DEV-FAILED",
@@ -477,18 +475,6 @@ def _check_channels(spec: ModelSpec, bundle: Path) -> None:
         )
 
 
-def _device(name: str) -> torch.device:
-    available = torch.cuda.is_available()
-    if name == "auto":
-        return torch.device("cuda" if available else "cpu")
-    kind, _, index = name.partition(":")
-    if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
-        raise UserError("E-DEV-NAME", f"unknown device {name!r}", "choose auto, cpu, cuda or cuda:N", where="device")
-    if kind == "cuda" and int(index or 0) >= (torch.cuda.device_count() if available else 0):
-        raise UserError("E-DEV-CUDA", f"no device {name} is available", "choose auto or cpu", where="device")
-    return torch.device(name)
-
-
 @contextlib.contextmanager
 def _locked(out: Path) -> Iterator[None]:
     """The output folder, made if need be, for this job alone. The lock goes with the process."""
@@ -508,28 +494,6 @@ def _locked(out: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
-    """SIGINT and SIGTERM end the batch at hand instead of the process; a second one acts at once."""
-    caught: list[int] = []
-    before: dict[int, Any] = {}
-
-    def note(number: int, frame: FrameType | None) -> None:
-        caught.append(number)
-        for seen in before:
-            signal.signal(seen, signal.SIG_DFL)
-        log.warning("signal %d: finishing this batch; once more to stop at once", number)
-
-    with contextlib.suppress(ValueError):  # not in the main thread: whoever runs us there handles signals
-        for number in (int(signal.SIGINT), int(signal.SIGTERM)):
-            before[number] = signal.signal(number, note)
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _clear(out: Path) -> None:

@@ -82,7 +82,7 @@ def _open(path: Path, page: int, read: Callable[[Image.Image], _T]) -> _T:
                 raise _too_large(path)
             _turn_to(image, page, path)
             return read(image)
-    except UserError:
+    except (UserError, MemoryError):
         raise
     except Image.DecompressionBombError as error:
         raise _too_large(path) from error

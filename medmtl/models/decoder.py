@@ -1,13 +1,13 @@
 """Feature pyramid -> dense map at the finest level's stride, then at the image's resolution."""
 
 from collections.abc import Sequence
-from math import gcd
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medmtl.config import Config
+from medmtl.models.norm import group_norm
 
 CONV = {2: nn.Conv2d, 3: nn.Conv3d}
 LINEAR = {2: "bilinear", 3: "trilinear"}
@@ -35,8 +35,7 @@ class Decoder(nn.Module):
         self.finest = tuple(strides[0])
         self.lateral = nn.ModuleList(conv(c, width, 1) for c in channels)
         self.refine = nn.ModuleList(
-            nn.Sequential(conv(width, width, 3, padding=1, bias=False), nn.GroupNorm(gcd(width, 8), width), nn.SiLU())
-            for _ in channels
+            nn.Sequential(conv(width, width, 3, padding=1, bias=False), group_norm(width), nn.SiLU()) for _ in channels
         )
         self.predict = conv(width, out, 1)
 

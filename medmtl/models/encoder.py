@@ -1,7 +1,7 @@
 """Image -> feature pyramid. Every encoder yields [B, C_l, *S/stride_l] maps, finest first; nobody asks what it is."""
 
 from collections.abc import Mapping
-from math import gcd, log2
+from math import log2
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Literal
@@ -15,6 +15,7 @@ from medmtl import torchvision_ops
 from medmtl.config import Config
 from medmtl.errors import UserError
 from medmtl.files import sha256
+from medmtl.models.norm import group_norm
 from medmtl.models.pyramid import FeaturePyramid
 
 torchvision_ops.declare_missing()  # before timm, which imports torchvision
@@ -143,7 +144,7 @@ def batch_to_group_norm(module: nn.Module) -> None:
     """Replace every BatchNorm (timm's fused norm + activation too) by GroupNorm with at most 8 groups, in place."""
     for name, child in module.named_children():
         if isinstance(child, nn.modules.batchnorm._BatchNorm):
-            norm = nn.GroupNorm(gcd(child.num_features, 8), child.num_features, eps=child.eps)
+            norm = group_norm(child.num_features, eps=child.eps)
             after = [part for part in (getattr(child, "drop", None), getattr(child, "act", None)) if part is not None]
             setattr(module, name, nn.Sequential(norm, *after))
         else:

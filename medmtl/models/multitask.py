@@ -48,5 +48,6 @@ def _crop(output: Tensor, image: Tensor) -> Tensor:
     """Dense outputs cut to the image: strides round the size up where they do not divide it."""
     if output.ndim != image.ndim:
         return output
-    window = tuple(slice(0, size) for size in image.shape[2:])
-    return output[(..., *window)]
+    for axis, size in enumerate(image.shape[2:], start=2):
+        output = output.narrow(axis, 0, size)
+    return output

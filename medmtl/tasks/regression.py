@@ -61,7 +61,8 @@ class Regression(Task):
 
     def decode(self, output: Tensor) -> Tensor:
         centre, scale = self._standard()
-        return (centre + scale * output[:, 0]).clamp(self.low, self.high)
+        value = centre + scale * output[:, 0]  # a diverged model must not pass for an extreme value
+        return torch.where(value.isfinite(), value.clamp(self.low, self.high), torch.nan)
 
     def row(self, decoded: Tensor, target: Tensor | None) -> dict[str, float | str]:
         known = {} if target is None else {"target": float(target)}

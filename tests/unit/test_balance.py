@@ -97,12 +97,13 @@ def test_upgrad_is_linear_under_scaling():
 
 
 def test_mgda_is_the_shortest_vector_of_the_hull():
-    for J, G in gramians():
+    for _, G in gramians():
         weights = weights_of("mgda")(G) / 3
         assert weights.sum().item() == pytest.approx(1, abs=1e-5) and (weights >= -1e-6).all()
         best = minimize(lambda w, G=G.numpy(): w @ G @ w, np.full(3, 1 / 3), bounds=[(0, 1)] * 3, method="SLSQP",
                         constraints={"type": "eq", "fun": lambda w: w.sum() - 1}, options={"ftol": 1e-14})  # fmt: skip
-        assert float((J.T @ weights).norm()) <= best.fun**0.5 * 1.05 + 1e-3 * float(G.trace()) ** 0.5
+        found = float(weights @ G @ weights)  # Frank-Wolfe stops after 100 steps
+        assert best.fun - 1e-6 <= found <= best.fun + 1e-3 * float(G.trace()) < float(G.mean())
 
 
 def test_pcgrad_of_two_tasks_is_the_papers_projection():

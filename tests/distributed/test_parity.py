@@ -1,0 +1,163 @@
+"""Two processes are one: same parameters after the same steps, whatever is labelled where, under every balancer.
+
+Run by torchrun, this file is what each of the two processes does.
+"""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    torch.set_num_threads(1)
+
+from laws import BALANCERS, MIXED, balancer, batch, objective
+
+from medmtl import distributed as dist
+from medmtl.data.sampler import EpochOrder
+from medmtl.engine.callbacks import Callbacks
+from medmtl.engine.fit import FitConfig, Trainer
+from medmtl.engine.optim import OptimConfig, average
+
+STEPS, SAMPLES = 3, 8
+LABELS = {
+    "everywhere": {},
+    "disjoint": {"grade": [0, 2, 4, 6], "size": [1, 3, 5, 7], "mask": [0, 1], "domain": [1, 2, 3]},
+    "absent": {"grade": [0, 2, 4], "size": [], "mask": [5, 7], "domain": []},
+}  # rank r has the samples r, r + 2, ...: with "disjoint", grade lives on rank 0 alone and size on rank 1
+CASES = {
+    f"{kind}-{labels}-{accumulate}": (kind, labels, accumulate)
+    for kind in BALANCERS
+    for labels, accumulate in (("everywhere", 1), ("disjoint", 1), ("disjoint", 2), ("absent", 1))
+}
+
+
+def _part(batch):
+    """The samples of this rank."""
+    mine = slice(dist.rank(), None, dist.world())
+    return replace(
+        batch,
+        image=batch.image[mine].double(),
+        targets={name: value[mine] for name, value in batch.targets.items()},
+        labelled={name: value[mine] for name, value in batch.labelled.items()},
+        domain=batch.domain[mine],
+        case_ids=batch.case_ids[mine],
+    )
+
+
+def run(kind, labels, accumulate):
+    """Parameters, buffers and losses after some steps of the real training loop, in double precision."""
+    whole = objective(balancer=balancer(kind, sum(not task.auxiliary for task in MIXED.values()))).double()
+    parameters = [p for p in whole.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(parameters, lr=0.2, momentum=0.9, weight_decay=0.01)
+    optimizer.param_groups[0]["initial_lr"] = 0.2
+    trainer = Trainer(
+        objective=whole,
+        optimizer=optimizer,
+        average=average(whole.model, 0.5),
+        loader=None,
+        order=EpochOrder(STEPS * SAMPLES * accumulate, SAMPLES, seed=0, rank=dist.rank(), world=dist.world()),
+        optim=OptimConfig(epochs=1, warmup=0, accumulate=accumulate, clip_norm=1.0),
+        config=FitConfig(observe_every=2, channels_last=False),
+        monitor="grade.auroc",
+        higher_is_better=True,
+        validate=dict,
+        callback=Callbacks(),
+        folder=Path(os.devnull),
+        seed=0,
+        device=torch.device("cpu"),
+        identity={},
+    )
+    for step in range(STEPS):
+        group = [batch(samples=SAMPLES, seed=10 * step + i, **LABELS[labels]) for i in range(accumulate)]
+        trainer._account(trainer.step([_part(b) for b in group]), accumulate)
+        if step == 0:
+            whole.balancer.end_epoch()  # so that dynamic weights have a history
+    whole.balancer.end_epoch()
+    sums = {f"loss.{name}": torch.tensor(value) for name, value in trainer.progress.sums.items()}
+    return {**whole.state_dict(), **{f"average.{k}": v for k, v in trainer.average.state_dict().items()}, **sums}
+
+
+def work(out):
+    """All cases on this rank, and what the helpers of ``medmtl.distributed`` answer."""
+    with dist.process_group():
+        for name, case in CASES.items():
+            torch.save(run(*case), out / f"{name}-{dist.rank()}.pt")
+        rank = dist.rank()
+        answers = {
+            "world": dist.world(),
+            "total": dist.total(torch.tensor([1.0, float(rank)])).tolist(),
+            "mean": dist.mean(torch.tensor([float(rank)])).tolist(),
+            "from_rank_0": dist.from_rank_0(torch.tensor([rank + 5])).tolist(),
+            "agree": [dist.agree(rank == 1), dist.agree(False)],
+            "gather": dist.gather({"rank": rank}),
+            "share": dist.share(f"from {rank}"),
+        }
+        torch.save(answers, out / f"answers-{rank}.pt")
+    assert not dist.active()
+
+
+if __name__ == "__main__":
+    work(Path(sys.argv[1]))
+    sys.exit()
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """The folder that two processes wrote to."""
+    out = tmp_path_factory.mktemp("two")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__, str(out)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=280, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return out
+
+
+def _read(folder, name, rank):
+    return torch.load(folder / f"{name}-{rank}.pt", weights_only=True)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_processes_are_one(two, name):
+    first, second, single = _read(two, name, 0), _read(two, name, 1), run(*CASES[name])
+    assert first.keys() == single.keys()
+    for key, value in single.items():
+        assert torch.equal(first[key], second[key]), f"the ranks differ in {key}"
+        torch.testing.assert_close(first[key], value, atol=1e-6, rtol=1e-6, msg=lambda text, key=key: f"{key}: {text}")
+
+
+def test_the_comparison_can_fail():
+    """Parameters move, and differ between balancers and label patterns by far more than the tolerance."""
+    start = objective().double().state_dict()
+    found = [run("fixed", "everywhere", 1), run("upgrad", "everywhere", 1), run("fixed", "disjoint", 1)]
+    key = "model.encoder.first.0.weight"
+    states = [start[key], *(state[key] for state in found)]
+    for i in range(4):
+        assert all((states[i] - states[j]).abs().max() > 1e-4 for j in range(i))
+
+
+def test_the_helpers_answer_alike_on_both_ranks(two):
+    for rank in (0, 1):
+        assert _read(two, "answers", rank) == {
+            "world": 2,
+            "total": [2.0, 1.0],
+            "mean": [0.5],
+            "from_rank_0": [5],
+            "agree": [True, False],
+            "gather": [{"rank": 0}, {"rank": 1}],
+            "share": "from 0",
+        }
+
+
+def test_alone_the_helpers_answer_for_one():
+    with dist.process_group():
+        assert (dist.rank(), dist.world(), dist.active()) == (0, 1, False)
+    assert dist.mean(torch.ones(1)).item() == dist.total(torch.ones(1)).item() == 1
+    assert dist.agree(True) and not dist.agree(False)
+    assert dist.gather(3) == [3] and dist.share(3) == 3

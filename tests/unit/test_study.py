@@ -1,0 +1,137 @@
+"""A study with its data: fitted on training labels alone, and refused where it could not be learned."""
+
+from dataclasses import replace
+
+import pytest
+from laws import cases, refuses, written
+
+from medmtl.config import override, plain, validate
+from medmtl.data.case import write_manifest
+from medmtl.study import HARMLESS, Study, label_counts, prepare
+
+PARTS = ("train", "train", "val", "test")
+
+
+def _cases():
+    found = []
+    for case in cases(12, 2, 2):
+        group = int(case.group[1:])
+        targets = {**case.targets, "size": str(group / 2)}
+        found.append(replace(case, split=PARTS[group % 4], domain=f"d{group % 3 % 2}", targets=targets))
+    return found
+
+
+@pytest.fixture
+def tree(tmp_path):
+    written(tmp_path, _cases())
+    return {
+        "name": "tiny",
+        "data": {"manifest": str(tmp_path / "manifest.csv")},
+        "preprocess": {"window": [12, 12]},
+        "encoder": {"name": "test_efficientnet"},
+        "tasks": {
+            "grade": {"kind": "classification", "classes": ["a", "b"], "class_weights": "balanced"},
+            "size": {"kind": "regression", "low": 0, "high": 10},
+            "site": {"kind": "domain_adversary"},
+        },
+    }
+
+
+def _study(tree, *assignments):
+    return validate(Study, override(tree, assignments), where="test")
+
+
+def test_tasks_are_fitted_on_the_training_part_alone(tree, tmp_path):
+    prepared = prepare(_study(tree))
+    train = prepared.split.train
+    grades = [case.targets["grade"] for case in train if "grade" in case.targets]
+    sizes = [float(case.targets["size"]) for case in train]
+    task = prepared.spec.tasks
+    assert task["grade"].prior == pytest.approx([grades.count("a") / len(grades), grades.count("b") / len(grades)])
+    assert task["size"].centre == pytest.approx(sum(sizes) / len(sizes))
+    assert task["site"].classes == prepared.domains == ("d0", "d1")
+    for case in _cases():  # nothing of val and test is looked at
+        if case.split != "train":
+            changed = [replace(c, targets={**c.targets, "size": "9.9"}) if c.split != "train" else c for c in _cases()]
+    write_manifest(tmp_path / "manifest.csv", changed)
+    assert prepare(_study(tree)).spec == prepared.spec
+    assert prepare(_study(tree)).manifest.sha256 != prepared.manifest.sha256
+
+
+def test_label_counts_and_data_sets(tree):
+    prepared = prepare(_study(tree))
+    counts = label_counts(prepared)
+    assert counts["site"] == {name: len(part) for name, part in prepared.split.parts().items()}
+    assert counts["grade"]["train"] == sum("grade" in case.targets for case in prepared.split.train)
+    assert set(prepared.targets) == {"grade", "size"}
+    dataset = prepared.dataset(prepared.split.val)
+    assert len(dataset) == len(prepared.split.val) and dataset.augment is None
+    assert prepared.dataset(prepared.split.train, augment=True).augment is not None
+
+
+@pytest.mark.parametrize(
+    ("assignments", "code", "says"),
+    [
+        (["tasks.grade.target=grad"], "E-CFG-TARGET", "target.grad"),
+        (["tasks.grade.classes=[a]"], "E-CFG", "two or more"),
+        (["tasks.size.high=4"], "E-TGT-RANGE", "row"),
+        (["tasks.grade.classes=[a, c]"], "E-TGT-CLASS", "row"),
+        (["sampler={balance: label, target: grad}"], "E-CFG-TARGET", "sampler.target"),
+        (["data.stratify=grad"], "E-CFG-TARGET", "data.stratify"),
+        (["tasks.again={kind: classification, target: grade, classes: [b, a]}"], "E-CFG-TARGET", "again"),
+        (["tasks.again={kind: classification, target: domain, classes: [d0, d1]}"], "E-CFG-TARGET", "again"),
+        (["data.split={kind: leave_domain_out, domain: d0, validation: 0.3}"], "E-CFG-DOMAIN", "site"),
+        (["fit.monitor=nobody.auroc"], "E-CFG", "fit.monitor"),
+        (["name=a/b"], "E-CFG", "folder"),
+        (["data.manifest=absent.csv"], "E-MAN-FILE", "absent.csv"),
+    ],
+)
+def test_a_study_that_cannot_be_learned_is_refused(tree, assignments, code, says):
+    refuses(code, lambda: prepare(_study(tree, *assignments)), says=says)
+
+
+def test_two_tasks_may_read_one_column_alike(tree):
+    prepared = prepare(_study(tree, "tasks.again={kind: classification, target: grade, classes: [a, b]}"))
+    assert set(prepared.targets) == {"grade", "size"}
+
+
+def test_a_task_without_a_training_label_is_refused(tree, tmp_path):
+    bare = [replace(c, targets={"grade": "a", "size": "1"} if c.split != "train" else {"size": "1"}) for c in _cases()]
+    write_manifest(tmp_path / "manifest.csv", bare)
+    refuses("E-CFG-LABELS", lambda: prepare(_study(tree)), says="grade")
+
+
+def test_duplicates_across_parts_are_refused_unless_allowed(tree, tmp_path):
+    prepared = prepare(_study(tree))
+    train, test = prepared.split.train[0], prepared.split.test[0]
+    (tmp_path / test.image).write_bytes((tmp_path / train.image).read_bytes())
+    refuses("E-SPLIT-DUP", lambda: prepare(_study(tree)), says=train.case_id)
+    prepare(_study(tree, "data.check_duplicates=false"))
+
+
+def test_the_digest_ignores_what_changes_no_result(tree):
+    first = _study(tree)
+    assert _study(tree, "loader.workers=0", "loader.cache=none", "fit.device=cpu", "tracking.enabled=false",
+                  "fit.checkpoint_minutes=1", "evaluation.gallery=0").sha256 == first.sha256  # fmt: skip
+    for assignment in ("seed=1", "loader.batch_size=8", "optim.epochs=3", "tasks.grade.weight=2", "views=flips"):
+        assert _study(tree, assignment).sha256 != first.sha256, assignment
+    for path in HARMLESS:  # a misspelt one would be ignored in silence
+        node = plain(first)
+        for key in path.split("."):
+            assert key in node, path
+            node = node[key]
+
+
+def test_a_task_alone_is_the_same_study_with_one_task(tree):
+    study = _study(tree, "fit.monitor=grade.auroc", "tasks.size.weight=0.3")
+    alone = study.alone("size")
+    assert list(alone.tasks) == ["size"] and alone.tasks["size"].weight == 1.0 and not alone.tasks["size"].auxiliary
+    assert (alone.name, alone.monitored, alone.stratify) == ("tiny-only-size", "size.mae", "grade")
+    assert study.alone("grade").monitored == "grade.auroc"
+    assert [c.case_id for c in prepare(alone).split.train] == [c.case_id for c in prepare(study).split.train]
+    assert not study.alone("site").tasks["site"].auxiliary
+    refuses("E-CFG-TASK", lambda: study.alone("x"), says="grade, size, site")
+
+
+def test_the_monitor_defaults_to_the_first_headline(tree):
+    assert _study(tree).monitored == "grade.auroc"
