@@ -135,7 +135,7 @@ def sweep_temporaries(folder: Path) -> int:
 
 def _short(name: str) -> str:
     """The beginning of a file name, at most 60 bytes: a name may have 255 with the random part."""
-    return name.encode()[:60].decode(errors="ignore")
+    return os.fsencode(name)[:60].decode(errors="ignore")
 
 
 def _sync_folder(folder: Path) -> None:

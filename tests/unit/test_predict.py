@@ -22,7 +22,7 @@ import medmtl
 from medmtl import bundle as bundles
 from medmtl.bundle import ModelSpec, save_bundle
 from medmtl.errors import EnvironmentFailure, TrainingInterrupted, UserError
-from medmtl.inference import pipeline
+from medmtl.inference import pipeline, work
 from medmtl.inference.ledger import read_ledger
 from medmtl.inference.pipeline import Job, Summary, predict
 from medmtl.inference.writers.overlay import colour, outline, overlay
@@ -239,7 +239,7 @@ def test_images_of_one_shape_go_through_together(free: Path, tmp_path: Path, mon
     sizes = _decoding(monkeypatch, lambda call, image: None)
     _run(free, tmp_path / "in", tmp_path / "out", batch_size=5)
     assert sizes == [2, 3]
-    monkeypatch.setattr(pipeline, "_MAX_VALUES", 2 * 3 * 32 * 33)
+    monkeypatch.setattr(work, "_MAX_VALUES", 2 * 3 * 32 * 33)
     _run(free, tmp_path / "in", tmp_path / "less", batch_size=5)
     assert sizes[2:] == [2, 2, 1]
 
@@ -493,7 +493,7 @@ def test_a_full_disk_is_the_machines_fault(bundle: Path, tmp_path: Path, monkeyp
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "write_mask", full)
+        patch.setattr(work, "write_mask", full)
         with pytest.raises(EnvironmentFailure, match="E-DISK"):
             _run(bundle, source, tmp_path / "out")
     assert _run(bundle, source, tmp_path / "out").exit_code == 0
@@ -543,14 +543,14 @@ def test_nothing_usable(bundle: Path, tmp_path: Path, files: dict[str, bytes]) -
 
 
 def test_a_file_that_changes_while_it_is_read(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source, real = _good(tmp_path / "in", 1), pipeline.read_image
+    source, real = _good(tmp_path / "in", 1), work.read_image
 
     def slow(path: Path, **more: Any) -> np.ndarray:
         pixels = real(path, **more)
         os.utime(path, ns=(1, 1))
         return pixels
 
-    monkeypatch.setattr(pipeline, "read_image", slow)
+    monkeypatch.setattr(work, "read_image", slow)
     assert _run(bundle, source, tmp_path / "out").exit_code == 4
     assert _table(tmp_path / "out" / "errors.csv")["0.png"]["code"] == "E-PRE-CHANGED"
 
