@@ -145,12 +145,14 @@ def compare(
     a: Annotated[Path, typer.Argument(help="An evaluated run, or an evaluation folder.")],
     b: Annotated[Path, typer.Argument(help="The one whose difference to A is shown.")],
     out: Annotated[Path | None, typer.Option(help="Folder for comparison.json, .txt, .png.")] = None,
+    also_a: Annotated[list[Path] | None, typer.Option(help="More runs like A (seeds): A is their mean.")] = None,
+    also_b: Annotated[list[Path] | None, typer.Option(help="More runs like B.")] = None,
     resamples: Annotated[int, typer.Option(min=100)] = 1000,
 ) -> None:
     """The difference of two runs on the cases they share, with paired intervals clustered by group."""
     from medmtl.results import compare_runs
 
-    typer.echo(compare_runs(a, b, out, resamples=resamples)[1], nl=False)
+    typer.echo(compare_runs([a, *(also_a or [])], [b, *(also_b or [])], out, resamples=resamples)[1], nl=False)
 
 
 @app.command()

@@ -16,6 +16,7 @@ from torch import nn
 
 from medmtl import __version__
 from medmtl import distributed as dist
+from medmtl.bars import bar
 from medmtl.bundle import ModelSpec, example_input, save_bundle
 from medmtl.card import model_card
 from medmtl.config import plain, to_yaml
@@ -200,8 +201,9 @@ def build_trainer(
     training = prepared.dataset(prepared.split.train, augment=True)
     validation = prepared.dataset(prepared.split.val)
     if study.loader.cache == "memory":
-        training.fill()
-        validation.fill()
+        for part, dataset in (("train", training), ("val", validation)):
+            with bar(f"reading {part}", len(dataset)) as tick:
+                dataset.fill(tick)
     order = EpochOrder(
         len(training),
         study.loader.batch_size,

@@ -12,12 +12,13 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 
+from medmtl.bars import bar
 from medmtl.bundle import Bundle, ModelSpec, load_bundle
 from medmtl.config import load, to_yaml
 from medmtl.engine.callbacks import read_history
 from medmtl.errors import SafetyRefusal, UserError
 from medmtl.evaluation import plots
-from medmtl.evaluation.compare import compare_tables, format_comparison
+from medmtl.evaluation.compare import compare_repeats, format_comparison
 from medmtl.evaluation.figures import galleries, history_figures, task_figures
 from medmtl.evaluation.plots import Figure
 from medmtl.evaluation.report import write_report
@@ -66,10 +67,11 @@ def evaluate_run(run: RunFolder, *, say: Say = print) -> Evaluation:
     prepared = prepare(study)
     _same_data(prepared, bundle)
     predictor = Predictor.of(bundle, device=device_named(study.fit.device), precision=study.fit.precision)
-    tables = {
-        part: predictor.table(prepared.dataset(cases), batch_size=study.loader.evaluation_batch_size)
-        for part, cases in (("val", prepared.split.val), ("test", prepared.split.test))
-    }
+    tables = {}
+    for part, cases in (("val", prepared.split.val), ("test", prepared.split.test)):
+        with bar(f"predicting {part}", len(cases)) as tick:
+            dataset, size = prepared.dataset(cases), study.loader.evaluation_batch_size
+            tables[part] = predictor.table(dataset, batch_size=size, tick=tick)
     readings = int(run.read_facts().get("test_evaluations", 0)) + 1
     run.add_facts({"test_evaluations": readings})
     provenance = {**_provenance(bundle, prepared), "test set read": f"{readings} time(s) by this run"}
@@ -145,25 +147,27 @@ def decide(table: pd.DataFrame, spec: ModelSpec) -> pd.DataFrame:
     return result
 
 
-def compare_runs(a: Path, b: Path, out: Path | None, *, resamples: int = 1000) -> tuple[Mapping[str, Any], str]:
-    """The paired difference b - a, with intervals, on the test cases that two evaluated runs or folders share."""
-    tables, tasks = zip(*(_evaluated(place) for place in (a, b)), strict=True)
-    shared = {name: task for name, task in tasks[0].items() if name in tasks[1]}
+def compare_runs(
+    a: Sequence[Path], b: Sequence[Path], out: Path | None, *, resamples: int = 1000
+) -> tuple[Mapping[str, Any], str]:
+    """The paired difference b - a, with intervals, on the test cases that evaluated runs or folders share.
+
+    Several runs on a side (seeds) count as the mean of their metrics.
+    """
+    sides = [[_evaluated(place) for place in places] for places in (a, b)]
+    shared = [name for name in sides[0][0][1] if all(name in tasks for side in sides for _, tasks in side)]
     if not shared:
-        raise UserError(
-            "E-CMP-TASKS",
-            f"the runs share no task ({', '.join(tasks[0])}; {', '.join(tasks[1])})",
-            "compare runs of one study",
-            where="compare",
-        )
-    left, right = (table[(table["split"] == "test") & table["task"].isin(shared)] for table in tables)
-    comparison = compare_tables(
-        left, right, shared, tasks_b={name: tasks[1][name] for name in shared}, resamples=resamples
+        raise UserError("E-CMP-TASKS", "the runs share no task", "compare runs of one study", where="compare")
+    left, right = (
+        [(table[table["split"] == "test"], {name: tasks[name] for name in shared}) for table, tasks in side]
+        for side in sides
     )
-    labels = (a.name, b.name) if a.name != b.name else ("A", "B")
+    comparison = compare_repeats(left, right, resamples=resamples)
+    labels = (a[0].name, b[0].name) if len(a) == len(b) == 1 and a[0].name != b[0].name else ("A", "B")
     text = format_comparison(comparison, labels=labels)
     if out is not None:
-        write_atomic(out / "comparison.json", _json({"a": a.name, "b": b.name, **comparison}))
+        names = {"a": [place.name for place in a], "b": [place.name for place in b]}
+        write_atomic(out / "comparison.json", _json({**names, **comparison}))
         write_atomic(out / "comparison.txt", text)
         plots.save(plots.comparison_figure(comparison, labels=labels), out, "comparison")
     return comparison, text

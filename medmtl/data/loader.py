@@ -1,7 +1,7 @@
 """Cases -> samples -> batches: read, preprocess (cached in memory), augment by counted randomness, collate."""
 
 import signal
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -105,10 +105,11 @@ class CaseDataset(Dataset):  # type: ignore[type-arg]
                 scalars[name] = value
         return self.preprocess.context(sample, size=self._reach), scalars, labelled
 
-    def fill(self, progress: Iterable[int] | None = None) -> None:
+    def fill(self, tick: Callable[[int], None] = lambda done: None) -> None:
         """Read every case now (in the parent process, so that workers share the memory)."""
-        for index in progress if progress is not None else range(len(self)):
+        for index in range(len(self)):
             self.read(index)
+            tick(1)
 
     def __getitem__(self, draw: Draw | int) -> Sample:
         index = draw.index if isinstance(draw, Draw) else draw

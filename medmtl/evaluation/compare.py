@@ -1,6 +1,6 @@
 """Two case tables of the same cases against each other: paired differences with group-clustered intervals."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,10 @@ BETTER, WORSE, UNDECIDED = "better", "worse", "no difference shown"
 _TOLERANCE = 1e-6  # targets that went through text or float32 differ by less
 
 
+Side = tuple[pd.DataFrame, Mapping[str, Task]]  # a run's case table, and its tasks with their own thresholds
+Rows = tuple[pd.DataFrame, Task]  # the rows of one task
+
+
 def compare_tables(
     a: pd.DataFrame,
     b: pd.DataFrame,
@@ -44,42 +48,67 @@ def compare_tables(
     data). Group and domain are those of ``a``. A score that one side lacks for a case (HD95 of an empty prediction) is
     left out on both, and ``n`` says how many remain.
     """
-    check_table(a)
-    check_table(b)
+    return compare_repeats(
+        [(a, tasks)], [(b, tasks_b or tasks)], resamples=resamples, seed=seed, level=level, minimum=minimum
+    )
+
+
+def compare_repeats(
+    a: Sequence[Side],
+    b: Sequence[Side],
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+    minimum: int = 5,
+) -> dict[str, Any]:
+    """As :func:`compare_tables`, each side being several runs (seeds) of one thing: the mean of their metrics.
+
+    Every run gets the same resampled groups, so the interval is about the cases; how much the runs of a side differ
+    among themselves is in ``a_runs`` and ``b_runs``, one value per run.
+    """
+    for table, _ in (*a, *b):
+        check_table(table)
     settings = {"resamples": resamples, "seed": seed, "level": level, "clusters": "group", "minimum": minimum}
+    names = [name for name in a[0][1] if all(name in tasks for _, tasks in (*a, *b))]
     return {
-        "tasks": {
-            name: _task(name, a[a["task"] == name], b[b["task"] == name], (task, (tasks_b or tasks)[name]), settings)
-            for name, task in tasks.items()
-        },
+        "tasks": {name: _task(name, _of_task(name, a), _of_task(name, b), settings) for name in names},
         "bootstrap": settings,
+        "runs": {"a": len(a), "b": len(b)},
     }
 
 
-def _task(
-    name: str, a: pd.DataFrame, b: pd.DataFrame, pair: tuple[Task, Task], settings: Mapping[str, Any]
-) -> dict[str, Any]:
-    rows_a, rows_b = usable_rows(a), usable_rows(b)
-    shared = sorted(set(rows_a["case_id"]) & set(rows_b["case_id"]))
-    only_a, only_b = len(rows_a) - len(shared), len(rows_b) - len(shared)
-    rows_a = rows_a[rows_a["case_id"].isin(shared)].reset_index(drop=True)
-    rows_b = rows_b[rows_b["case_id"].isin(shared)].reset_index(drop=True)
-    _check_targets(name, rows_a, rows_b)
-    rows_b = rows_b.assign(group=rows_a["group"], domain=rows_a["domain"])
-    rows_a, rows_b = _common_scores(rows_a, rows_b)
-    parts_b = by_domain(rows_b)
-    overall = _differences(rows_a, rows_b, pair, settings)
+def _of_task(name: str, side: Sequence[Side]) -> list[Rows]:
+    return [(usable_rows(table[table["task"] == name]), tasks[name]) for table, tasks in side]
+
+
+def _task(name: str, a: list[Rows], b: list[Rows], settings: Mapping[str, Any]) -> dict[str, Any]:
+    shared = sorted(set.intersection(*(set(rows["case_id"]) for rows, _ in (*a, *b))))
+    only_a, only_b = (max(len(rows) for rows, _ in side) - len(shared) for side in (a, b))
+    first = a[0][0][a[0][0]["case_id"].isin(shared)].reset_index(drop=True)
+    aligned = [_aligned(name, rows, first) for rows, _ in (*a, *b)]
+    aligned = _common_scores(aligned)
+    tasks = [task for _, task in (*a, *b)]
+    overall = _differences(aligned, tasks, len(a), settings)
+    domains = [by_domain(rows) for rows in aligned]
     return {
-        "headline": [metric for metric in pair[0].headline if metric in overall],
+        "headline": [metric for metric in tasks[0].headline if metric in overall],
         "n": len(shared),
         "only_a": only_a,
         "only_b": only_b,
-        "groups": int(rows_a["group"].astype(str).nunique()),
+        "groups": int(first["group"].astype(str).nunique()),
         "overall": overall,
         "domains": {
-            domain: _differences(part, parts_b[domain], pair, settings) for domain, part in by_domain(rows_a).items()
+            domain: _differences([parts[domain] for parts in domains], tasks, len(a), settings) for domain in domains[0]
         },
     }
+
+
+def _aligned(name: str, rows: pd.DataFrame, first: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the cases of ``first``, in that order, in its groups and domains, with the same labels."""
+    kept = rows[rows["case_id"].isin(first["case_id"])].reset_index(drop=True)
+    _check_targets(name, first, kept)
+    return kept.assign(group=first["group"], domain=first["domain"])
 
 
 def _check_targets(name: str, a: pd.DataFrame, b: pd.DataFrame) -> None:
@@ -97,32 +126,41 @@ def _check_targets(name: str, a: pd.DataFrame, b: pd.DataFrame) -> None:
     )
 
 
-def _common_scores(a: pd.DataFrame, b: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Both tables with each per-case score (``hd95.lesion``) only where both have it."""
-    scores = [name for name in a.columns.intersection(b.columns) if name.partition(".")[0] in METRICS]
-    both = a[scores].notna() & b[scores].notna()
-    return a.assign(**a[scores].where(both)), b.assign(**b[scores].where(both))
+def _common_scores(tables: Sequence[pd.DataFrame]) -> list[pd.DataFrame]:
+    """The tables with each per-case score (``hd95.lesion``) only where all have it."""
+    columns = set.intersection(*(set(table.columns) for table in tables))
+    scores = sorted(name for name in columns if name.partition(".")[0] in METRICS)
+    everywhere = np.logical_and.reduce([table[scores].notna().to_numpy() for table in tables])
+    return [table.assign(**table[scores].where(everywhere)) for table in tables]
 
 
 def _differences(
-    a: pd.DataFrame, b: pd.DataFrame, pair: tuple[Task, Task], settings: Mapping[str, Any]
+    tables: Sequence[pd.DataFrame], tasks: Sequence[Task], count_a: int, settings: Mapping[str, Any]
 ) -> dict[str, Any]:
-    if a.empty:
+    """Cells of every metric; the first ``count_a`` tables are side a."""
+    rows = tables[0]
+    if rows.empty:
         return {}
 
-    def both(weights: Array) -> dict[str, Array]:
-        first, second = pair[0].metrics(a, weights), pair[1].metrics(b, weights)
-        return {f"{side}{name}": side_of[name] for side, side_of in (("a ", first), ("b ", second)) for name in first}
+    def all_runs(weights: Array) -> dict[str, Array]:
+        runs = [task.metrics(table, weights) for table, task in zip(tables, tasks, strict=True)]
+        sides = (("a ", runs[:count_a]), ("b ", runs[count_a:]))
+        means = {f"{side}{name}": np.mean([run[name] for run in of], axis=0) for side, of in sides for name in runs[0]}
+        return {**means, **{f"{i} {name}": run[name] for i, run in enumerate(runs) for name in run}}
 
-    values = both(np.ones((1, len(a))))
-    omitted = interval_reason(a, settings["minimum"])
+    values = all_runs(np.ones((1, len(rows))))
+    omitted = interval_reason(rows, settings["minimum"])
     draws = (
-        bootstrap(both, a["group"].to_numpy(), resamples=settings["resamples"], seed=settings["seed"])
+        bootstrap(all_runs, rows["group"].to_numpy(), resamples=settings["resamples"], seed=settings["seed"])
         if omitted is None
         else {}
     )
-    names = [key[2:] for key in values if key.startswith("a ")]
-    return {name: _cell(a, name, values, draws, omitted, settings["level"]) for name in names}
+    cells = {}
+    for name in (key[2:] for key in values if key.startswith("a ")):
+        each = [number(float(values[f"{i} {name}"][0])) for i in range(len(tables))]
+        cell = _cell(rows, name, values, draws, omitted, settings["level"])
+        cells[name] = {**cell, "a_runs": each[:count_a], "b_runs": each[count_a:]} if len(tables) > 2 else cell
+    return cells
 
 
 def _cell(

@@ -9,7 +9,7 @@ import pytest
 
 from medmtl import metrics
 from medmtl.errors import UserError
-from medmtl.evaluation.compare import compare_tables, format_comparison
+from medmtl.evaluation.compare import compare_repeats, compare_tables, format_comparison
 from medmtl.evaluation.summary import evaluate_table
 from medmtl.stats import cluster_weights
 from medmtl.tasks.base import Task
@@ -294,3 +294,23 @@ def test_nothing_in_common_is_stated() -> None:
     found = compare_tables(TABLE, other, TASKS, resamples=5)
     assert found["tasks"]["grade"]["n"] == 0
     assert "81 cases only in A, 81 only in B" in format_comparison(found)
+
+
+def test_repeats_of_a_side_count_as_their_mean() -> None:
+    runs = [_table(noise=1.0, seed=seed) for seed in (0, 1)]
+    other = [_table(noise=0.5, seed=seed) for seed in (2, 3)]
+    found = compare_repeats([(t, TASKS) for t in runs], [(t, TASKS) for t in other], resamples=50)
+    cell = found["tasks"]["age"]["overall"]["mae"]
+    singles = [compare_tables(a, b, TASKS, resamples=50)["tasks"]["age"]["overall"]["mae"] for a, b in zip(runs, other, strict=True)]
+    assert cell["a_runs"] == pytest.approx([single["a"] for single in singles])
+    assert cell["difference"] == pytest.approx(np.mean([single["difference"] for single in singles]))
+    assert cell["low"] < cell["difference"] < cell["high"]
+    widest = max(single["high"] - single["low"] for single in singles)
+    assert cell["high"] - cell["low"] < widest, "the mean of repeats varies less than one of them"
+
+
+def test_repeats_of_different_length_are_compared_on_the_cases_that_all_have() -> None:
+    short = BETTER[BETTER["case_id"] != "c001"]
+    found = compare_repeats([(TABLE, TASKS)], [(BETTER, TASKS), (short, TASKS)], resamples=50)
+    assert found["tasks"]["age"]["n"] == N - 1
+    assert found["runs"] == {"a": 1, "b": 2}
