@@ -1,6 +1,7 @@
 """torchrun or one process; the same calls either way. The process group is the only thing here that is global."""
 
 import contextlib
+import gc
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -21,6 +22,7 @@ def process_group() -> Iterator[None]:
         yield
     finally:
         td.destroy_process_group()
+        gc.collect()  # DDP's cycles still hold the group; gloo's threads abort the process if they outlive Python
 
 
 def active() -> bool:

@@ -48,36 +48,41 @@ def train(study: Study, *, runs: Path = Path("runs"), fresh: bool = False, say: 
     """Train a study, or continue or confirm the run that these very settings already have in ``runs``."""
     run = RunFolder.of(study, runs)
     with dist.process_group(), run.locked():
-        if study.fit.threads is not None:
-            torch.set_num_threads(study.fit.threads)
-        prepared = prepare(study)
-        identity = {
-            "config_sha256": study.sha256,
-            "split_sha256": prepared.split.sha256,
-            "manifest_sha256": prepared.manifest.sha256,
-            "world_size": dist.world(),
-            "threads": torch.get_num_threads(),
-            "torch": str(torch.__version__),
-            "timm": version("timm"),
-            "medmtl": __version__,
-        }
-        if fresh and dist.rank() == 0:  # a fresh run that is killed early must not find the old one's state
-            shutil.rmtree(run.checkpoints, ignore_errors=True)
-        found = None if fresh else _found(run, identity, say)
-        if found is not None and found["progress"]["finished"] and run.bundle.joinpath("spec.yaml").is_file():
-            say(f"this run is finished: {run.bundle} (change the seed or another key, or use --fresh, to train again)")
-            return run
-        if dist.rank() == 0:
-            write_atomic(run.study, to_yaml(study))
-        _say_study(prepared, run, say)
-        with _tracked(prepared, run, identity, fresh) as callbacks:
-            trainer = build_trainer(prepared, run, identity, callbacks, say)
-            if found is not None:
-                trainer.restore(found)
-                say(f"resuming at epoch {trainer.progress.epoch + 1}, step {trainer.progress.step}")
-            trainer.fit()
-            _finish(prepared, run, trainer, identity, callbacks, say)
+        _train(study, run, fresh, say)
     return run
+
+
+def _train(study: Study, run: RunFolder, fresh: bool, say: Say) -> None:
+    """Everything that may use the process group; what it holds is released before the group is."""
+    if study.fit.threads is not None:
+        torch.set_num_threads(study.fit.threads)
+    prepared = prepare(study)
+    identity = {
+        "config_sha256": study.sha256,
+        "split_sha256": prepared.split.sha256,
+        "manifest_sha256": prepared.manifest.sha256,
+        "world_size": dist.world(),
+        "threads": torch.get_num_threads(),
+        "torch": str(torch.__version__),
+        "timm": version("timm"),
+        "medmtl": __version__,
+    }
+    if fresh and dist.rank() == 0:  # a fresh run that is killed early must not find the old one's state
+        shutil.rmtree(run.checkpoints, ignore_errors=True)
+    found = None if fresh else _found(run, identity, say)
+    if found is not None and found["progress"]["finished"] and run.bundle.joinpath("spec.yaml").is_file():
+        say(f"this run is finished: {run.bundle} (change the seed or another key, or use --fresh, to train again)")
+        return
+    if dist.rank() == 0:
+        write_atomic(run.study, to_yaml(study))
+    _say_study(prepared, run, say)
+    with _tracked(prepared, run, identity, fresh) as callbacks:
+        trainer = build_trainer(prepared, run, identity, callbacks, say)
+        if found is not None:
+            trainer.restore(found)
+            say(f"resuming at epoch {trainer.progress.epoch + 1}, step {trainer.progress.step}")
+        trainer.fit()
+        _finish(prepared, run, trainer, identity, callbacks, say)
 
 
 def _found(run: RunFolder, identity: Mapping[str, Any], say: Say) -> dict[str, Any] | None:

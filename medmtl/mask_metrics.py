@@ -1,5 +1,6 @@
 """Overlap and surface distance of label masks, by MONAI (apart from the other metrics: it takes seconds to import)."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -48,7 +49,8 @@ def _class_scores(
     if not prediction.any() or not target.any():
         return (1.0, 1.0, 0.0) if prediction.any() == target.any() else (0.0, 0.0, float("nan"))
     y_pred, y = (torch.from_numpy(mask[None, None]).float() for mask in (prediction, target))
-    distance = compute_hausdorff_distance(
-        y_pred, y, include_background=True, percentile=_PERCENTILE, spacing=None if spacing is None else list(spacing)
-    )
+    size = None if spacing is None else list(spacing)
+    with warnings.catch_warnings():  # MONAI warns of its own call to a function that it has deprecated
+        warnings.filterwarnings("ignore", message=".*get_mask_edges", category=FutureWarning)
+        distance = compute_hausdorff_distance(y_pred, y, include_background=True, percentile=_PERCENTILE, spacing=size)
     return float(compute_dice(y_pred, y)), float(compute_iou(y_pred, y)), float(distance)

@@ -11,14 +11,14 @@ import medmtl
 ROOT = Path(medmtl.__file__).parent
 LAYERS = {
     "__init__": -1, "errors": 0, "seeds": 0, "distributed": 0, "torchvision_ops": 0,
-    "files": 0.1, "config": 0.1, "stats": 0.1,
+    "files": 0.1, "config": 0.1, "stats": 0.1, "process": 0.1, "bars": 0.1,
     "io": 1, "losses": 1, "metrics": 1, "mask_metrics": 1,
     "data": 2, "models": 2,
     "tasks": 3,
     "balance": 4,
     "bundle": 5, "predictor": 5.1,
     "engine": 6, "inference": 6, "evaluation": 6,
-    "study": 7, "experiment": 7.1, "results": 7.2,
+    "study": 7, "runs": 7.1, "card": 7.1, "experiment": 7.2, "results": 7.3,
     "demo": 8, "cli": 8.1, "ui": 8, "__main__": 8.2,
 }  # fmt: skip
 EDGES = {  # library -> the only places that may import it

@@ -48,6 +48,8 @@ from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor  #
 
 __all__ = ["Tracker", "TrackingConfig", "sync_folder"]
 
+logging.getLogger("mlflow.system_metrics").setLevel(logging.WARNING)  # it announces every start and stop
+
 log = logging.getLogger(__name__)
 Row = dict[str, Any]
 SPOOL = "mlflow-spool.jsonl"

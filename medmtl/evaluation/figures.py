@@ -65,7 +65,7 @@ def error_size(rows: pd.DataFrame, task: AnyTask) -> np.ndarray:
 
 def _caption(row: Mapping[Any, Any], task: AnyTask) -> str:
     if isinstance(task, ClassificationBase):
-        return f"{row['target_label']}, said {row['predicted_label']}\nerror {row['error']:.2f}"
+        return f"{row['target_label']}\nsaid {row['predicted_label']}\nerror {row['error']:.2f}"
     if isinstance(task, Regression):
         return f"{row['target']:.3g}, said {row['prediction']:.3g}"
     return f"1 - Dice {row['error']:.2f}"

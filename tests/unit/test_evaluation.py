@@ -301,7 +301,8 @@ def test_repeats_of_a_side_count_as_their_mean() -> None:
     other = [_table(noise=0.5, seed=seed) for seed in (2, 3)]
     found = compare_repeats([(t, TASKS) for t in runs], [(t, TASKS) for t in other], resamples=50)
     cell = found["tasks"]["age"]["overall"]["mae"]
-    singles = [compare_tables(a, b, TASKS, resamples=50)["tasks"]["age"]["overall"]["mae"] for a, b in zip(runs, other, strict=True)]
+    pairs = zip(runs, other, strict=True)
+    singles = [compare_tables(a, b, TASKS, resamples=50)["tasks"]["age"]["overall"]["mae"] for a, b in pairs]
     assert cell["a_runs"] == pytest.approx([single["a"] for single in singles])
     assert cell["difference"] == pytest.approx(np.mean([single["difference"] for single in singles]))
     assert cell["low"] < cell["difference"] < cell["high"]
