@@ -139,9 +139,11 @@ def _finishing(callbacks: Callbacks) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        callbacks.finished(
-            "KILLED" if isinstance(error, TrainingInterrupted | KeyboardInterrupt | SystemExit) else "FAILED"
-        )
+        killed = isinstance(error, TrainingInterrupted | KeyboardInterrupt | SystemExit)
+        try:
+            callbacks.finished("KILLED" if killed else "FAILED")
+        except Exception as second:  # the disk is still full, say: the first error is the one to tell
+            log.warning("while ending the run: %s", second)
         raise
     callbacks.finished("FINISHED")
 

@@ -211,8 +211,9 @@ class History(Callback):
 
     def finished(self, status: str) -> None:
         if self._stream is not None:
-            self._stream.close()
-            self._stream = None
+            stream, self._stream = self._stream, None
+            with disk_errors(self.path):
+                stream.close()
 
     def _append(self, epoch: int, step: int, metrics: Mapping[str, float]) -> None:
         assert self._stream is not None, "History.started comes first"

@@ -171,4 +171,4 @@ class Classification(ClassificationBase):
         truth, probability = self.positive_truth(labelled) if self.binary else (np.array([]), np.array([]))
         if len(set(truth)) < 2:
             return self
-        return self.model_copy(update={"threshold": metrics.best_threshold(truth, probability)})
+        return self.model_copy(update={"threshold": metrics.bagged_threshold(truth, probability, labelled["group"])})

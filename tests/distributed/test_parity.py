@@ -19,12 +19,34 @@ if __name__ == "__main__":
 from laws import BALANCERS, MIXED, balancer, batch, objective
 
 from medmtl import distributed as dist
+from medmtl.bundle import load_bundle
+from medmtl.config import validate
 from medmtl.data.sampler import EpochOrder
-from medmtl.engine.callbacks import Callbacks
+from medmtl.data.synthetic import write_mitosis_study
+from medmtl.engine import checkpoint
+from medmtl.engine.callbacks import Callbacks, read_history
 from medmtl.engine.fit import FitConfig, Trainer
 from medmtl.engine.optim import OptimConfig, average
+from medmtl.experiment import train
+from medmtl.study import Study
 
+pytestmark = pytest.mark.slow  # starting two processes takes most of it
 STEPS, SAMPLES = 3, 8
+STUDY = {
+    "name": "two",
+    "preprocess": {"window": [32, 32]},
+    "augment": {"geometry": {"flip": True, "jitter_px": 3}},
+    "encoder": {"name": "test_resnet", "norm": "group"},
+    "tasks": {
+        "atypical": {"kind": "classification", "classes": ["normal", "atypical"]},
+        "vote_fraction": {"kind": "regression", "low": 0, "high": 1},
+        "scanner": {"kind": "domain_adversary"},
+    },
+    "balance": {"kind": "upgrad"},
+    "loader": {"batch_size": 8, "workers": 1},
+    "optim": {"epochs": 2, "learning_rate": 1e-4},
+    "tracking": {"enabled": False},
+}
 LABELS = {
     "everywhere": {},
     "disjoint": {"grade": [0, 2, 4, 6], "size": [1, 3, 5, 7], "mask": [0, 1], "domain": [1, 2, 3]},
@@ -83,11 +105,21 @@ def run(kind, labels, accumulate):
     return {**whole.state_dict(), **{f"average.{k}": v for k, v in trainer.average.state_dict().items()}, **sums}
 
 
+def study(out):
+    """A small study from files, trained by the command's own function; the same run folder on every rank."""
+    manifest = out / "data" / "manifest.csv"
+    if not manifest.exists():
+        write_mitosis_study(out / "data", cases=60, groups=12, domains=2, size=40)
+    tree = {**STUDY, "data": {"manifest": str(manifest)}}
+    return train(validate(Study, tree, where="test"), runs=out / f"runs-{dist.world()}", say=lambda text: None)
+
+
 def work(out):
-    """All cases on this rank, and what the helpers of ``medmtl.distributed`` answer."""
+    """All cases on this rank, a whole study, and what the helpers of ``medmtl.distributed`` answer."""
     with dist.process_group():
         for name, case in CASES.items():
             torch.save(run(*case), out / f"{name}-{dist.rank()}.pt")
+        study(out)
         rank = dist.rank()
         answers = {
             "world": dist.world(),
@@ -109,8 +141,9 @@ if __name__ == "__main__":
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    """The folder that two processes wrote to."""
+    """The folder that two processes wrote to, after one process trained the same study there."""
     out = tmp_path_factory.mktemp("two")
+    study(out)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__, str(out)]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=280, env={**os.environ, "OMP_NUM_THREADS": "1"}
@@ -133,6 +166,21 @@ def test_two_processes_are_one(two, name):
                 first[key], other, atol=tolerance, rtol=tolerance, equal_nan=True,
                 msg=lambda text, who=who, key=key: f"{who} in {key}: {text}",
             )  # fmt: skip
+
+
+def test_a_study_trains_alike_on_two_processes(two):
+    """From files to a bundle: the same images in every step, hence the same losses; dropout there is none."""
+    runs = [next((two / f"runs-{world}").iterdir()) for world in (1, 2)]
+    histories = [{(r["step"], r["name"]): r["value"] for r in read_history(run / "history.jsonl")
+                  if r["name"].startswith(("train.", "val.", "loss"))} for run in runs]  # fmt: skip
+    assert histories[0].keys() == histories[1].keys() and len({step for step, _ in histories[0]}) == 6
+    for key, value in histories[0].items():
+        if value is not None and "loss" in key[1]:
+            assert histories[1][key] == pytest.approx(value, rel=2e-3, abs=2e-4), key
+    weights = [load_bundle(run / "bundle").model.state_dict() for run in runs]
+    for key, value in weights[0].items():
+        torch.testing.assert_close(weights[1][key], value, atol=2e-3, rtol=0)
+    assert checkpoint.load(runs[1] / "checkpoints" / checkpoint.LAST)["identity"]["world_size"] == 2
 
 
 def test_the_comparison_can_fail():

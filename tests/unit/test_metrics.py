@@ -222,3 +222,17 @@ def test_is_better_follows_the_direction_of_the_metric() -> None:
     assert metrics.is_better("auroc", 0.9, 0.8)
     assert metrics.is_better("brier", 0.1, 0.2)
     assert not metrics.is_better("hd95.lesion", 3.0, 3.0)
+
+
+def test_the_bagged_threshold_is_the_mean_of_the_best_ones_of_resampled_groups() -> None:
+    rng = np.random.default_rng(0)
+    y = (rng.random(120) < 0.3).astype(int)
+    p, g = 1 / (1 + np.exp(-rng.normal(1.2 * (2 * y - 1), 1))), np.arange(120) // 4
+    found = metrics.bagged_threshold(y, p, g, resamples=40)
+    counts = cluster_weights(g, resamples=40, seed=0)
+    rows = [[i for i in range(120) for _ in range(int(count[i]))] for count in counts]
+    assert found == pytest.approx(np.mean([metrics.best_threshold(y[row], p[row]) for row in rows]))
+    order = np.random.default_rng(1).permutation(120)
+    assert metrics.bagged_threshold(y[order], p[order], g[order], resamples=40) == pytest.approx(found, abs=1e-12)
+    assert metrics.bagged_threshold(y, p, np.arange(120), resamples=40) != found
+    assert np.isnan(metrics.bagged_threshold([1, 1], [0.2, 0.4], [0, 1], resamples=10))

@@ -27,6 +27,7 @@ from medmtl.engine.optim import OptimConfig, average
 from medmtl.experiment import RunFolder
 from medmtl.study import Study
 
+pytestmark = pytest.mark.slow
 STUDY = {
     "name": "tiny",
     "data": {"manifest": "set by the fixture"},
@@ -99,6 +100,7 @@ for line in sys.stdin:
             except TrainingInterrupted as error:
                 code = error.exit_code
             except UserError as error:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
                 print(error, file=log)
                 code = error.exit_code
             except BaseException:
