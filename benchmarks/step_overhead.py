@@ -1,8 +1,8 @@
-"""What a training step costs against a loop written by hand: same network, losses and batches, alternating in one run.
+"""What a training step costs against a loop written by hand: same network, losses and batch, alternating in one run.
 
-Prints the ratio of the two medians (1.00 = no overhead), for a fixed balancer, and the ratio of each Gramian balancer to
-the fixed one (those need one more backward pass per task). Also the share of time that the real loader keeps the model
-waiting. Nothing is asserted about seconds.
+Prints for each balancer the median of the paired ratios to the loop by hand (1.00 = no overhead; Gramian balancers need
+one more backward pass per task), and the share of time that the real loader keeps the model waiting. Nothing is
+asserted about seconds.
 
     python benchmarks/step_overhead.py [--rounds 20] [--workers 1]
 """
@@ -21,8 +21,8 @@ from medmtl.config import validate
 from medmtl.data.synthetic import write_mitosis_study
 from medmtl.engine.callbacks import Callback
 from medmtl.engine.fit import Trainer
-from medmtl.models.encoder import TimmConfig
 from medmtl.experiment import RunFolder, build_trainer
+from medmtl.models.encoder import TimmConfig
 from medmtl.predictor import channels_last
 from medmtl.study import Study, prepare
 
@@ -44,7 +44,10 @@ def study(manifest: Path, encoder: str, balance: str, workers: int) -> Study:
         "name": "benchmark",
         "data": {"manifest": str(manifest)},
         "preprocess": {"window": [64, 64]},
-        "augment": {"geometry": {"flip": True, "rotate90": True, "jitter_px": 5}, "colour": {"gain": 0.1, "offset": 0.05}},
+        "augment": {
+            "geometry": {"flip": True, "rotate90": True, "jitter_px": 5},
+            "colour": {"gain": 0.1, "offset": 0.05},
+        },
         "encoder": {"name": encoder, "drop_path": 0.1},
         "tasks": {
             "atypical": {"kind": "classification", "classes": ["normal", "atypical"]},
@@ -139,7 +142,9 @@ def main() -> None:
                 ready = time.perf_counter()
                 whole.step([batch.to("cpu", memory_format=torch.channels_last)])
                 waited, stepped = waited + ready - began, stepped + time.perf_counter() - ready
-        print(f"  waiting for data with {options.workers} worker(s): {100 * waited / (waited + stepped):.1f} % of the time")
+        print(
+            f"  waiting for data with {options.workers} worker(s): {100 * waited / (waited + stepped):.1f} % of the time"
+        )
 
 
 if __name__ == "__main__":

@@ -66,6 +66,7 @@ class Bundle:
 def save_bundle(folder: Path, spec: ModelSpec, model: nn.Module, *, provenance: Mapping[str, Any], card: str) -> str:
     """Write the bundle; ``spec.yaml`` is written last and holds the weights' SHA-256. Returns the id."""
     content = save_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()})
+    (folder / SPEC).unlink(missing_ok=True)  # a bundle without its specification is none: no mix of two
     write_atomic(folder / WEIGHTS, content)
     weights_sha256 = _sha256(content)
     tree = {

@@ -20,7 +20,7 @@ from medmtl.bars import bar
 from medmtl.bundle import ModelSpec, example_input, save_bundle
 from medmtl.card import model_card
 from medmtl.config import plain, to_yaml
-from medmtl.data.loader import train_loader
+from medmtl.data.loader import CaseDataset, train_loader
 from medmtl.data.sampler import EpochOrder
 from medmtl.engine import checkpoint
 from medmtl.engine.callbacks import Callback, Callbacks, History
@@ -220,6 +220,14 @@ def build_trainer(
         world=dist.world(),
     )
     monitor = study.monitored
+    known = validation_metrics(model, prepared, validation, device, limit=4)
+    if monitor not in known:
+        raise UserError(
+            "E-CFG-MONITOR",
+            f"{monitor!r} is not measured on validation",
+            f"choose one of {', '.join(name for name in known if name.startswith(monitor.partition('.')[0]))}",
+            where="fit.monitor",
+        )
 
     def validate(candidate: nn.Module) -> Mapping[str, float]:
         return validation_metrics(candidate, prepared, validation, device)
@@ -260,11 +268,13 @@ def freeze_unreached(model: MultiTaskModel, spec: ModelSpec) -> int:
     return sum(p.numel() for p in unreached)
 
 
-def validation_metrics(model: nn.Module, prepared: Prepared, dataset: Any, device: torch.device) -> dict[str, float]:
-    """``<task>.<metric>`` on validation, one view, the cases shared out over the ranks."""
+def validation_metrics(
+    model: nn.Module, prepared: Prepared, dataset: CaseDataset, device: torch.device, *, limit: int | None = None
+) -> dict[str, float]:
+    """``<task>.<metric>`` on (the first ``limit`` cases of) validation, one view, shared out over the ranks."""
     study = prepared.study
     predictor = Predictor(model, prepared.spec, device=device, precision=study.fit.precision, views="identity")
-    mine = range(dist.rank(), len(dataset), dist.world())
+    mine = range(dist.rank(), min(len(dataset), limit or len(dataset)), dist.world())
     table = pd.concat(
         dist.gather(predictor.table(dataset, batch_size=study.loader.evaluation_batch_size, indices=mine))
     )

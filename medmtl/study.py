@@ -24,6 +24,7 @@ from medmtl.errors import UserError
 from medmtl.models.encoder import AnyEncoder, TimmConfig
 from medmtl.models.views import ViewSet
 from medmtl.tasks import AnyTask
+from medmtl.tasks.classification import Classification
 from medmtl.tasks.domain import Domain
 
 HARMLESS = (
@@ -238,6 +239,13 @@ def _fitted(name: str, task: AnyTask, split: Split, manifest: Manifest, domains:
             "E-CFG-LABELS",
             f"no training case has a label for task {name!r}",
             "add labels or remove the task",
+            where=f"{manifest.name} target.{column}",
+        )
+    if isinstance(task, Classification) and task.binary and len(set(found)) < 2:
+        raise UserError(
+            "E-CFG-CLASS",
+            f"every training label of task {name!r} is {task.classes[int(found[0])]!r}",
+            "label cases of the other class, or change data.split",
             where=f"{manifest.name} target.{column}",
         )
     return task.fit(found)

@@ -7,6 +7,9 @@ from laws import cases, refuses, written
 
 from medmtl.config import override, plain, validate
 from medmtl.data.case import write_manifest
+from medmtl.engine.callbacks import Callbacks
+from medmtl.experiment import build_trainer
+from medmtl.runs import RunFolder
 from medmtl.study import HARMLESS, Study, label_counts, prepare
 
 PARTS = ("train", "train", "val", "test")
@@ -80,7 +83,14 @@ def test_label_counts_and_data_sets(tree):
         (["data.stratify=grad"], "E-CFG-TARGET", "data.stratify"),
         (["tasks.again={kind: classification, target: grade, classes: [b, a]}"], "E-CFG-TARGET", "again"),
         (["tasks.again={kind: classification, target: domain, classes: [d0, d1]}"], "E-CFG-TARGET", "again"),
-        (["data.split={kind: leave_domain_out, domain: d0, validation: 0.3}"], "E-CFG-DOMAIN", "site"),
+        (
+            [
+                "data.split={kind: leave_domain_out, domain: d0, validation: 0.3}",
+                "tasks={size: {kind: regression, low: 0, high: 10}, site: {kind: domain_adversary}}",
+            ],
+            "E-CFG-DOMAIN",
+            "site",
+        ),
         (["fit.monitor=nobody.auroc"], "E-CFG", "fit.monitor"),
         (["name=a/b"], "E-CFG", "folder"),
         (["data.manifest=absent.csv"], "E-MAN-FILE", "absent.csv"),
@@ -135,3 +145,20 @@ def test_a_task_alone_is_the_same_study_with_one_task(tree):
 
 def test_the_monitor_defaults_to_the_first_headline(tree):
     assert _study(tree).monitored == "grade.auroc"
+
+
+def test_a_binary_task_with_one_class_in_training_is_refused(tree, tmp_path):
+    changed = [replace(c, targets={**c.targets, "grade": "a"}) if c.split == "train" else c for c in _cases()]
+    write_manifest(tmp_path / "manifest.csv", changed)
+    refuses("E-CFG-CLASS", lambda: prepare(_study(tree)), says="'a'")
+
+
+def test_fractions_that_leave_no_training_case_are_refused(tree):
+    split = "data.split={kind: group, validation: 0.5, test: 0.5}"
+    refuses("E-CFG", lambda: _study(tree, split), says="leave nothing to train on")
+
+
+def test_a_monitor_that_its_task_does_not_have_is_refused_before_training(tree, tmp_path):
+    study = _study(tree, "fit.monitor=grade.mae", "loader.batch_size=2", "loader.workers=0")
+    run = RunFolder(tmp_path / "run")
+    refuses("E-CFG-MONITOR", lambda: build_trainer(prepare(study), run, {}, Callbacks(), print), says="grade.auroc")

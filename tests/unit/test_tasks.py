@@ -175,7 +175,8 @@ def test_a_threshold_decides_and_is_chosen_on_validation():
     task = Classification(classes=("yes", "no"), positive="yes", threshold=0.3)
     assert [task.decide(torch.tensor([p, 1 - p])) for p in (0.29, 0.31, 0.9)] == [1, 0, 0]
     rows = [
-        {"group": str(i), "target": float(i < 3), "p.yes": p, "p.no": 1 - p} for i, p in enumerate((0.05, 0.1, 0.15, 0.2, 0.25, 0.3))
+        {"group": str(i), "target": float(i < 3), "p.yes": p, "p.no": 1 - p}
+        for i, p in enumerate((0.05, 0.1, 0.15, 0.2, 0.25, 0.3))
     ]
     frozen = Classification(classes=("yes", "no"), positive="yes").freeze(pd.DataFrame(rows))
     assert 0.1 < frozen.threshold < 0.25  # index 0 is "yes": the first three are "no"; a mean over resamples
