@@ -142,9 +142,7 @@ def main() -> None:
                 ready = time.perf_counter()
                 whole.step([batch.to("cpu", memory_format=torch.channels_last)])
                 waited, stepped = waited + ready - began, stepped + time.perf_counter() - ready
-        print(
-            f"  waiting for data with {options.workers} worker(s): {100 * waited / (waited + stepped):.1f} % of the time"
-        )
+        print(f"  waiting for data, {options.workers} worker(s): {100 * waited / (waited + stepped):.1f} % of the time")
 
 
 if __name__ == "__main__":
