@@ -1,7 +1,7 @@
 """Train, validation and test by group: a patient or slide is in exactly one of them, or nothing trains."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal, Self
 
@@ -236,16 +236,3 @@ def _merge_rare(labels: np.ndarray, folds: int, number: int) -> np.ndarray:
     """Strata with fewer cases than folds become one, so that the splitter has enough of each."""
     counts = np.bincount(labels, minlength=number)
     return np.where(counts[labels] >= folds, labels, number)
-
-
-def describe(split: Split, target: str | None) -> Mapping[str, Mapping[str, int]]:
-    """Per part: cases, groups, domains, and how many have the target."""
-    return {
-        name: {
-            "cases": len(cases),
-            "groups": len({c.group for c in cases}),
-            "domains": len({c.domain for c in cases}),
-            "labelled": sum(target in c.targets for c in cases) if target else 0,
-        }
-        for name, cases in split.parts().items()
-    }

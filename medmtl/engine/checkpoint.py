@@ -4,14 +4,12 @@ import contextlib
 import hashlib
 import io
 import os
-import random
 import re
 import shutil
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
 import torch
 
 from medmtl.errors import SafetyRefusal
@@ -126,30 +124,6 @@ def assert_plain(state: Any, where: str = "state") -> None:
             f"{where} is a {kind.__module__}.{kind.__qualname__}, which a checkpoint cannot hold; "
             "store plain Python or a tensor (str(path), float(x), enum.value)"
         )
-
-
-def rng_state() -> dict[str, Any]:
-    """The global generators of this process: torch, its current CUDA device if in use, random, NumPy (legacy)."""
-    version, words, gauss = random.getstate()
-    numpy_state: Any = np.random.get_state(legacy=True)
-    name, keys, position, has_gauss, cached = numpy_state
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
-        "python": [version, list(words), gauss],
-        "numpy": [str(name), torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(cached)],
-    }
-
-
-def restore_rng(state: dict[str, Any]) -> None:
-    """Put back what :func:`rng_state` took; CUDA's part is left out where there is no CUDA device."""
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
-    version, words, gauss = state["python"]
-    random.setstate((version, tuple(words), gauss))
-    name, keys, position, has_gauss, cached = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
 
 
 class _Hashing:

@@ -1,16 +1,13 @@
 """A run in MLflow, told on rank 0: whatever happens to the server, training goes on and nothing personal is written."""
 
-import contextlib
 import json
 import logging
 import math
-import os
 import re
-import sqlite3
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
 from types import TracebackType
@@ -18,43 +15,29 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from filelock import FileLock
 
 import medmtl
 from medmtl.config import digest, flatten
-from medmtl.engine.callbacks import Callback, TrackingConfig, sqlite_file
-from medmtl.errors import EnvironmentFailure, TrainingInterrupted, UserError
-from medmtl.files import append_line, atomic_path, disk_errors, write_atomic
+from medmtl.engine.callbacks import Callback, TrackingConfig
+from medmtl.engine.mlflow_store import experiment_id, prepare_store, store_failures
+from medmtl.engine.spool import KEY_LIMIT, PARAM_LIMIT, SPOOL, Row, Spool, as_text, clean_name, tag_row
+from medmtl.errors import TrainingInterrupted
+from medmtl.files import atomic_path
 
-for _name, _value in {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
-    "GIT_PYTHON_REFRESH": "quiet",
-    "MLFLOW_UV_AUTO_DETECT": "false",  # it would copy uv.lock of the current folder into the model
-    "MLFLOW_LOGGING_LEVEL": "WARNING",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # 7 with back-off is minutes of a training step; we spool and retry
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
-}.items():
-    os.environ.setdefault(_name, _value)
-
-import mlflow  # noqa: E402 - it reads the environment when it is imported
-from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelOutput, Metric, Param, RunTag  # noqa: E402
-from mlflow.exceptions import MlflowException  # noqa: E402
-from mlflow.store.db import utils as database_utils  # noqa: E402
-from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore  # noqa: E402
-from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor  # noqa: E402
+# isort: split
+# after mlflow_store, which sets what mlflow reads from the environment when it is imported
+import mlflow
+from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelOutput, Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 __all__ = ["Tracker", "TrackingConfig", "sync_folder"]
 
 logging.getLogger("mlflow.system_metrics").setLevel(logging.WARNING)  # it announces every start and stop
 
 log = logging.getLogger(__name__)
-Row = dict[str, Any]
-SPOOL = "mlflow-spool.jsonl"
 _NO_ONE = {"mlflow.user": "medmtl", "mlflow.source.name": "medmtl", "mlflow.source.type": "LOCAL"}
-_KEY, _PARAM, _TAG, _DIGEST = 250, 6000, 8000, 36  # MLflow's limits, in characters
+_DIGEST = 36  # MLflow's limit, in characters
 _BATCH = {"metric": 1000, "param": 100, "tag": 100}
 _FLUSH_S, _FLUSH_ROWS = 5.0, 1000
 
@@ -94,8 +77,8 @@ class Tracker(Callback):
         A data base that is missing is created and an old one upgraded (after a backup), one process at a time.
         """
         uri, artifacts = config.places()
-        with _failures(uri):
-            _prepare(uri, artifacts)
+        with store_failures(uri):
+            prepare_store(uri, artifacts)
             client = mlflow.MlflowClient(uri)
             run = None if resume_run_id is None else _active_run(client, resume_run_id)
             labels = {**_git(), **tags, **_NO_ONE}
@@ -106,7 +89,7 @@ class Tracker(Callback):
                 if resume_run_id is not None:
                     log.warning("run %s is not in this MLflow store; a new run is started", resume_run_id)
                     labels["resumed_from"] = resume_run_id
-                place = _experiment(client, experiment or config.experiment or "medmtl", uri, artifacts)
+                place = experiment_id(client, experiment or config.experiment or "medmtl", uri, artifacts)
                 run = client.create_run(place, run_name=run_name, tags=_NO_ONE)
         latest = {metric.key: metric.step for metric in run.data._metric_objs} if resume_run_id else {}
         tracker = cls(uri, run.info.run_id, folder, latest=latest)
@@ -118,7 +101,7 @@ class Tracker(Callback):
 
     def started(self, facts: Mapping[str, Any]) -> None:
         """Record the facts of the run (device, world size, threads, ...) as tags ``fact.<name>``."""
-        self._send([_tag(f"fact.{name}", value) for name, value in facts.items()])
+        self._send([tag_row(f"fact.{name}", value) for name, value in facts.items()])
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """Queue a step's metrics; a step that an earlier life of this run has already sent is left out."""
@@ -233,11 +216,11 @@ class Tracker(Callback):
         self.finished("FINISHED" if error is None else "KILLED" if killed else "FAILED")
 
     def _describe(self, tags: Mapping[str, Any], params: Mapping[str, Any], present: Mapping[str, str]) -> None:
-        flat = {_clean(key): _text(value, _PARAM) for key, value in flatten(params).items()}
+        flat = {clean_name(key): as_text(value, PARAM_LIMIT) for key, value in flatten(params).items()}
         changed = {key: [present[key], value] for key, value in flat.items() if present.get(key, value) != value}
-        rows = [_tag(key, value) for key, value in tags.items()]
+        rows = [tag_row(key, value) for key, value in tags.items()]
         if changed:
-            rows.append(_tag("resumed_with_changes", changed))
+            rows.append(tag_row("resumed_with_changes", changed))
         new = [{"kind": "param", "key": key, "value": value} for key, value in flat.items() if key not in present]
         self._send([*rows, *new])
 
@@ -259,14 +242,14 @@ class Tracker(Callback):
                 )
             elif name not in self._nonfinite:
                 self._nonfinite[name] = int(step)
-                self._waiting.append(_tag("nonfinite_metrics_since_step", self._nonfinite))
+                self._waiting.append(tag_row("nonfinite_metrics_since_step", self._nonfinite))
 
     def _name(self, name: str) -> str:
         """``name`` in MLflow's alphabet; two names that would become one are kept apart by a digest."""
         if name not in self._names:
-            clean = _clean(name)
+            clean = clean_name(name)
             if clean in self._names.values():
-                clean = f"{clean[: _KEY - 7]}_{digest(name)[:6]}"
+                clean = f"{clean[: KEY_LIMIT - 7]}_{digest(name)[:6]}"
             self._names[name] = clean
         return self._names[name]
 
@@ -295,44 +278,11 @@ class Tracker(Callback):
             self._pause_s = 30.0
 
 
-class Spool:
-    """Rows that wait for the server, as JSON lines in a file that is absent when nothing waits."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._count = len(self.rows())
-
-    def __len__(self) -> int:
-        return self._count
-
-    def rows(self) -> list[Row]:
-        """Every whole row; one cut short by a kill is left out."""
-        found = []
-        for line in self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []:
-            with contextlib.suppress(json.JSONDecodeError):
-                found.append(json.loads(line))
-        return found
-
-    def add(self, rows: list[Row]) -> None:
-        """Append rows."""
-        if rows:
-            append_line(self.path, "\n".join(json.dumps(row) for row in rows))
-            self._count += len(rows)
-
-    def replace(self, rows: list[Row]) -> None:
-        """Hold exactly ``rows``."""
-        if rows:
-            write_atomic(self.path, "".join(json.dumps(row) + "\n" for row in rows))
-        else:
-            self.path.unlink(missing_ok=True)
-        self._count = len(rows)
-
-
 def sync_folder(folder: Path, config: TrackingConfig) -> int:
     """Send what a run left in its folder's spool; returns how many rows are still waiting."""
     uri, artifacts = config.places()
-    with _failures(uri):
-        _prepare(uri, artifacts)
+    with store_failures(uri):
+        prepare_store(uri, artifacts)
     spool = Spool(folder / SPOOL)
     if len(spool):
         spool.replace(_deliver(mlflow.MlflowClient(uri), spool.rows()))
@@ -437,104 +387,6 @@ def _active_run(client: mlflow.MlflowClient, run_id: str) -> Any | None:
     return run if run.info.lifecycle_stage == "active" else None
 
 
-def _experiment(client: mlflow.MlflowClient, name: str, uri: str, artifacts: str | None) -> str:
-    """The experiment's id; created with its own artifact location: the default depends on the current folder."""
-    with _locked(uri):
-        found = client.get_experiment_by_name(name)
-        if found is None:
-            try:
-                return client.create_experiment(name, artifact_location=artifacts)
-            except MlflowException as error:
-                if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                    raise
-                found = client.get_experiment_by_name(name)
-    if found is None or found.lifecycle_stage != "active":
-        raise UserError(
-            "E-MLFLOW-EXPERIMENT",
-            "the experiment was deleted in MLflow",
-            "restore it (mlflow experiments restore) or choose another name",
-            where=name,
-        )
-    return found.experiment_id
-
-
-@contextlib.contextmanager
-def _locked(uri: str) -> Iterator[None]:
-    database = sqlite_file(uri)
-    if database is None:
-        yield
-        return
-    with disk_errors(database):
-        database.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(f"{database}.lock", timeout=300)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _prepare(uri: str, artifacts: str | None) -> None:
-    """Create or upgrade an SQLite store, one process at a time: four first starts at once corrupt the schema."""
-    database = sqlite_file(uri)
-    if database is None:
-        return
-    with _locked(uri):
-        if database.exists() and database.stat().st_size:
-            _check(database)
-            _upgrade(uri, database)
-        SqlAlchemyStore(uri, artifacts).engine.dispose()
-
-
-def _check(database: Path) -> None:
-    """Fail at once on a file that is no data base; MLflow would try again for minutes."""
-    with contextlib.closing(sqlite3.connect(database)) as connection:
-        connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    if not os.access(database, os.W_OK):
-        raise PermissionError(f"{database.name} is read-only")
-
-
-def _upgrade(uri: str, database: Path) -> None:
-    engine = database_utils.create_sqlalchemy_engine(uri)
-    try:
-        found, expected = database_utils._get_schema_version(engine), database_utils._get_latest_schema_revision()
-        if found in (expected, None):
-            return
-        backup = database.with_name(f"{database.name}.backup-{found}")
-        with contextlib.closing(sqlite3.connect(database)) as old, contextlib.closing(sqlite3.connect(backup)) as new:
-            old.backup(new)
-        log.warning(
-            "%s was written by another MLflow; it is upgraded, the old one is kept as %s", database.name, backup.name
-        )
-        database_utils._upgrade_db(engine)
-    finally:
-        engine.dispose()
-
-
-@contextlib.contextmanager
-def _failures(uri: str) -> Iterator[None]:
-    """Name the store, and what to do, when a run cannot even be started."""
-    database = sqlite_file(uri)
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        if database is None:  # the URI may hold a password
-            raise EnvironmentFailure(
-                "E-MLFLOW-SERVER",
-                f"the tracking server cannot be used ({reason})",
-                "start it, correct tracking.uri, or set tracking.enabled=false",
-            ) from error
-        raise EnvironmentFailure(
-            "E-MLFLOW-DB",
-            f"the data base cannot be used ({reason})",
-            "move it away or restore a backup, then run the same command again",
-            where=str(database),
-        ) from error
-
-
 def _git() -> dict[str, str]:
     """Commit and state of the repository that holds this file; nothing when it is installed without one."""
 
@@ -551,39 +403,3 @@ def _git() -> dict[str, str]:
         }
     except (OSError, subprocess.SubprocessError):
         return {}
-
-
-def _clean(name: str) -> str:
-    """``name`` in the characters MLflow allows: letters, digits, ``_ - . : /`` and spaces, no empty or dotted part."""
-    parts = re.sub(r"[^\w\-.:/ ]", "_", name).split("/")
-    return "/".join(part for part in parts if part.strip(".") and part)[:_KEY] or "_"
-
-
-def _tag(key: str, value: Any) -> Row:
-    return {"kind": "tag", "key": _clean(key), "value": _text(value, _TAG)}
-
-
-def _text(value: Any, limit: int) -> str:
-    """``value`` as text without absolute paths, cut to ``limit``."""
-    value = _without_paths(value)
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
-def _without_paths(value: Any) -> Any:
-    """Absolute paths become ``…/name``: they hold user names, and often those of patients."""
-    if isinstance(value, Mapping):
-        return {_without_paths(str(key)): _without_paths(item) for key, item in value.items()}
-    if isinstance(value, Iterable) and not isinstance(value, str):
-        return [_without_paths(item) for item in value]
-    if isinstance(value, os.PathLike):
-        value = os.fspath(value)
-    if not isinstance(value, str):
-        return value
-    if re.match(r"(/|~|[A-Za-z]:[\\/]|\\\\|[a-z0-9+]+://)", value):
-        return "…/" + re.split(r"[\\/]", value.rstrip("\\/"))[-1]
-    return re.sub(
-        r"(?<![\w./])(?:[A-Za-z]:)?[/\\]+[^\s'\",;\[\]{}()]*?([^\s'\",;\[\]{}()/\\]+)(?=[\s'\",;\[\]{}()]|$)",
-        r"…/\1",
-        value,
-    )

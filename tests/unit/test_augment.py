@@ -17,20 +17,9 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from medmtl.config import Config, override
-from medmtl.data.augment import (
-    Affine,
-    Augment,
-    Geometry,
-    Placement,
-    blur,
-    counted_generator,
-    draw_placement,
-    low_frequencies,
-    mix_amplitude,
-    rotation,
-    scale_amplitude,
-    shearing,
-)
+from medmtl.data.appearance import blur, low_frequencies, mix_amplitude, scale_amplitude
+from medmtl.data.augment import Augment
+from medmtl.data.geometry import Affine, Geometry, Placement, draw_placement, rotation, shearing
 from medmtl.data.preprocess import Preprocess
 from medmtl.data.stain import LUMA, from_stain_amounts, hue_matrix, restain, saturation_matrix, stain_amounts
 from medmtl.errors import UserError
@@ -149,12 +138,6 @@ def test_only_the_seed_matters_and_global_generators_are_left_alone() -> None:
     assert np.random.get_state()[2] == np.random.RandomState(1).get_state()[2]
     assert not torch.equal(pipeline(sample(), 6)["image"], first)
     assert torch.equal(pipeline(sample(), 5)["image"], first)
-
-
-def test_counted_generators_do_not_collide() -> None:
-    triples = [(s, e, i) for s in (0, 1, 2**32, 2**40) for e in (0, 1, 2**32) for i in (0, 1, 2, 2**32)]
-    draws = {counted_generator(*triple).integers(2**63) for triple in triples}
-    assert len(draws) == len(triples)
 
 
 def test_two_halves_are_the_whole() -> None:

@@ -7,7 +7,6 @@ import io
 import json
 import os
 import pickle
-import random
 import subprocess
 import sys
 from collections import OrderedDict
@@ -19,7 +18,6 @@ import torch
 from rich.console import Console
 
 import medmtl
-from medmtl.engine import checkpoint
 from medmtl.engine.callbacks import Callback, Callbacks, History, Progress, TrackingConfig, read_history
 from medmtl.engine.checkpoint import BEST, LAST, MAGIC, PREVIOUS, assert_plain, load, load_latest, save
 from medmtl.errors import EnvironmentFailure, SafetyRefusal, UserError
@@ -33,30 +31,21 @@ def _flip(path: Path, place: int = -100) -> None:
     path.write_bytes(content)
 
 
-def test_round_trip_of_model_optimizer_and_every_generator(tmp_path):
+def test_round_trip_of_model_optimizer_and_plain_values(tmp_path):
     model = torch.nn.Linear(3, 2)
     optimizer = torch.optim.AdamW(model.parameters(), foreach=False)
     model(torch.ones(1, 3)).sum().backward()
     optimizer.step()
-    random.gauss(0, 1), np.random.standard_normal()  # so that half a pair is waiting in each
     state = {
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
-        "rng": checkpoint.rng_state(),
         "step": 7,
         "note": None,
         "seen": [1, (2.5, True)],
         3: OrderedDict(a=torch.float16),
     }
     assert save(tmp_path, state, best=False) == tmp_path / LAST
-
-    def draws():
-        return (torch.rand(5).tolist(), random.random(), random.gauss(0, 1), np.random.standard_normal(3).tolist())
-
-    expected = draws()
     found = load(tmp_path / LAST)
-    checkpoint.restore_rng(found["rng"])
-    assert draws() == expected
     assert (found["step"], found["note"], found["seen"], found[3]) == (7, None, [1, (2.5, True)], {"a": torch.float16})
     assert all(torch.equal(found["model"][key], value) for key, value in model.state_dict().items())
     again = torch.optim.AdamW(model.parameters(), foreach=False)

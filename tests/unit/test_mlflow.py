@@ -20,8 +20,9 @@ from matplotlib.figure import Figure
 import medmtl
 from medmtl.bundle import ModelSpec, load_bundle, save_bundle
 from medmtl.config import validate
-from medmtl.engine.mlflow import SPOOL, Tracker, TrackingConfig, mlflow, sync_folder
+from medmtl.engine.mlflow import Tracker, TrackingConfig, mlflow, sync_folder
 from medmtl.engine.pyfunc_model import checked
+from medmtl.engine.spool import SPOOL
 from medmtl.errors import EnvironmentFailure, TrainingInterrupted, UserError
 from medmtl.predictor import Predictor
 

@@ -12,7 +12,6 @@ from medmtl.data.split import (
     GroupSplit,
     LeaveDomainOut,
     check_duplicates,
-    describe,
     split_cases,
 )
 
@@ -123,10 +122,3 @@ def test_one_picture_under_two_ids_may_not_cross_parts(tmp_path):
     check_duplicates(study, split)
     study.path(test.image).write_bytes(study.path(train.image).read_bytes())
     refuses("E-SPLIT-DUP", lambda: check_duplicates(study, split), says=test.case_id)
-
-
-def test_a_description_counts(tmp_path):
-    split = _split(tmp_path, DRAWN["leave_domain_out"])
-    assert describe(split, "grade")["test"] == {
-        "cases": 8, "groups": 4, "domains": 1, "labelled": sum("grade" in c.targets for c in split.test)
-    }  # fmt: skip

@@ -1,0 +1,100 @@
+"""What every figure shares: colours, panels, a placeholder where there is nothing to draw, and files."""
+
+import io
+import math
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from medmtl.files import write_atomic
+
+BLUE, ORANGE, GREEN, RED, PURPLE, SKY, GREY = (
+    "#0072B2",
+    "#E69F00",
+    "#009E73",
+    "#D55E00",
+    "#CC79A7",
+    "#56B4E9",
+    "#6b7280",
+)
+PALETTE = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY, GREY, "#111827")
+DPI = 120
+CELLS_WITH_TEXT = 12  # a larger matrix is drawn without numbers
+
+
+def placeholder(title: str, reason: str) -> Figure:
+    """A figure that says why there is nothing to see."""
+    figure, axes = single_panel(title)
+    axes.set_axis_off()
+    axes.text(0.5, 0.5, f"Nothing to draw:\n{reason}", ha="center", va="center", color=GREY, fontsize=11, wrap=True)
+    return figure
+
+
+def save(figure: Figure, folder: Path, name: str, data: pd.DataFrame | None = None) -> list[Path]:
+    """Write ``name.png``, ``name.svg`` and, where given, the plotted ``data`` as ``name.csv``; each whole or absent."""
+    paths = [write_atomic(folder / f"{name}.{kind}", render(figure, kind, salt=name)) for kind in ("png", "svg")]
+    if data is not None:
+        paths.append(write_atomic(folder / f"{name}.csv", data.to_csv(index=False, lineterminator="\n")))
+    return paths
+
+
+def render(figure: Figure, kind: Literal["png", "svg"], *, salt: str = "medmtl") -> bytes:
+    """The figure as a file's bytes. Equal figures give equal bytes: no date, and SVG identifiers come from ``salt``.
+
+    A name may hold dollar signs: text is taken as it is, not as mathematics.
+    """
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)  # type: ignore[attr-defined]
+    stream = io.BytesIO()
+    with rc_context({"svg.hashsalt": salt}):
+        figure.savefig(stream, format=kind, dpi=DPI, metadata={"Software": None} if kind == "png" else {"Date": None})
+    return stream.getvalue()
+
+
+def titled_figure(title: str, *, width: float, height: float) -> Figure:
+    """A figure of that size in inches under a title, without axes."""
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize=11.5, fontweight="bold")
+    return figure
+
+
+def single_panel(title: str, *, width: float = 6.0, height: float = 4.0) -> tuple[Figure, Axes]:
+    """A figure with one panel."""
+    figure = titled_figure(title, width=width, height=height)
+    axes = figure.subplots()
+    style_axes(axes)
+    return figure, axes
+
+
+def panel_grid(title: str, count: int, *, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    """``count`` panels of the given size in rows of ``columns``."""
+    across = min(columns, count)
+    down = math.ceil(count / across)
+    figure = titled_figure(title, width=max(width * across, 4.0), height=height * down + 0.4)
+    grid: list[Axes] = list(figure.subplots(down, across, squeeze=False).ravel())
+    for axes in grid[count:]:
+        axes.remove()
+    for axes in grid[:count]:
+        style_axes(axes)
+    return figure, grid[:count]
+
+
+def style_axes(axes: Axes) -> None:
+    """Pale grid behind the data, no frame at the top and right."""
+    axes.grid(visible=True, color="#e5e7eb", lw=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color("#9ca3af")
+    axes.tick_params(labelsize=8.5, color="#9ca3af")
+
+
+def axis_label(label: str, unit: str) -> str:
+    """``label (unit)``, or the label alone where there is no unit."""
+    return f"{label} ({unit})" if unit else label
