@@ -19,7 +19,7 @@ import torch.nn.functional as F
 
 from medmtl.config import validate
 from medmtl.data.synthetic import write_mitosis_study
-from medmtl.engine.callbacks import Callback
+from medmtl.engine.callbacks import Callbacks
 from medmtl.engine.fit import Trainer
 from medmtl.experiment import RunFolder, build_trainer
 from medmtl.models.encoder import TimmConfig
@@ -62,7 +62,7 @@ def study(manifest: Path, encoder: str, balance: str, workers: int) -> Study:
 
 
 def trainer(configuration: Study, folder: Path) -> Trainer:
-    return build_trainer(prepare(configuration), RunFolder(folder), {}, Callback(), lambda message: None)  # type: ignore[abstract]
+    return build_trainer(prepare(configuration), RunFolder(folder), {}, Callbacks(), lambda message: None)
 
 
 def by_hand() -> Callable[[list], None]:
