@@ -2,6 +2,7 @@
 
 import logging
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
@@ -93,7 +94,9 @@ class Trainer:
     def __post_init__(self) -> None:
         self.wrapped: nn.Module = self.objective
         if dist.active():  # buffers stay per rank within an epoch and are averaged at its end
-            self.wrapped = DistributedDataParallel(self.objective, broadcast_buffers=False)
+            with warnings.catch_warnings():  # its successor exists from torch 2.13 on; we support 2.10
+                warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
+                self.wrapped = DistributedDataParallel(self.objective, broadcast_buffers=False)
         self.memory_format = torch.channels_last if self.config.channels_last else torch.preserve_format
         self._saved = time.monotonic()
 
