@@ -196,7 +196,11 @@ def predict(
         overlays=overlays,
         overwrite=overwrite,
     )
-    return predict_folder(job).exit_code
+    summary = predict_folder(job)
+    _say(f"{summary.ok} of {summary.total} images have a result: {summary.paths['predictions']}")
+    if summary.failed:
+        _say(f"{summary.failed} have none, with reason and remedy: {summary.paths['errors']}")
+    return summary.exit_code
 
 
 @app.command()

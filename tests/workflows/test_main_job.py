@@ -166,7 +166,7 @@ def test_evaluating_on_a_changed_manifest_is_refused(place: Path) -> None:
         manifest.write_text(content)
 
 
-def test_prediction_of_a_folder(place: Path) -> None:
+def test_prediction_of_a_folder(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bundle = runs(place)[0] / "bundle"
     scans = place / "scans"
     scans.mkdir(exist_ok=True)
@@ -178,6 +178,7 @@ def test_prediction_of_a_folder(place: Path) -> None:
     assert table["atypical.p.atypical"].between(0, 1).all()
     (scans / "broken.png").write_bytes(b"")
     assert cli.run(["predict", str(bundle), str(scans), str(place / "out")]) == 3
+    assert "5 of 6 images" in capsys.readouterr().out
     assert "broken" in (place / "out" / "errors.csv").read_text()
 
 
