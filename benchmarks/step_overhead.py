@@ -18,24 +18,14 @@ import torch
 import torch.nn.functional as F
 
 from medmtl.config import validate
-from medmtl.data.synthetic import write_mitosis_study
+from medmtl.data.synthetic import PHASES, write_mitosis_study
 from medmtl.engine.callbacks import Callbacks
 from medmtl.engine.fit import Trainer
-from medmtl.experiment import RunFolder, build_trainer
+from medmtl.experiment import build_trainer
 from medmtl.models.encoder import TimmConfig
 from medmtl.predictor import channels_last
+from medmtl.runs import RunFolder
 from medmtl.study import Study, prepare
-
-PHASES = [
-    "NMF prometaphase",
-    "NMF metaphase",
-    "NMF ring shape",
-    "NMF anaphase-telophase",
-    "AMF segregation",
-    "AMF multipolar",
-    "AMF bipolar asymmetric",
-    "AMF other",
-]
 
 
 def study(manifest: Path, encoder: str, balance: str, workers: int) -> Study:
@@ -51,7 +41,7 @@ def study(manifest: Path, encoder: str, balance: str, workers: int) -> Study:
         "encoder": {"name": encoder, "drop_path": 0.1},
         "tasks": {
             "atypical": {"kind": "classification", "classes": ["normal", "atypical"]},
-            "phase": {"kind": "classification", "target": "phase.expert1", "classes": PHASES},
+            "phase": {"kind": "classification", "target": "phase.expert1", "classes": list(PHASES)},
             "vote_fraction": {"kind": "regression", "low": 0, "high": 1},
         },
         "balance": {"kind": balance},

@@ -102,7 +102,8 @@ def evaluate_ensemble(runs: Sequence[RunFolder], out: Path, *, say: Say = print)
         raise UserError("E-ENS-RUNS", "an ensemble needs two runs or more", "name them", where="ensemble")
     tables = [read_cases(run.evaluation / CASES) for run in runs]
     first = load_bundle(runs[0].bundle)
-    study, prepared = load(Study, runs[0].study), prepare(load(Study, runs[0].study))
+    study = load(Study, runs[0].study)
+    prepared = prepare(study)
     averaged = average_tables(tables, first.spec)
     val, test = (averaged[averaged["split"] == part] for part in ("val", "test"))
     tested = [set(table.loc[table["split"] == "test", "case_id"]) for table in tables]
@@ -331,7 +332,7 @@ def _reopened(study: Study, run: RunFolder) -> Iterator[Any]:
 
     config = study.tracking.model_copy(update={"system_metrics": False})
     with Tracker.open(
-        config, run_name=run.path.name, folder=run.path, tags={}, params={}, resume_run_id=run_id
+        config, run_name=run.path.name, folder=run.path, tags={}, params={}, resume_run_id=run_id, training=False
     ) as tracker:
         yield tracker
 

@@ -51,7 +51,7 @@ class Tracker(Callback):
 
     def __init__(self, uri: str, run_id: str, folder: Path, *, latest: Mapping[str, int]) -> None:
         self.run_id, self.folder = run_id, folder
-        self._uri, self._client, self._spool = uri, mlflow.MlflowClient(uri), Spool(folder / SPOOL)
+        self._client, self._spool = mlflow.MlflowClient(uri), Spool(folder / SPOOL)
         self._latest = dict(latest)  # the last step of each metric that an earlier life of this run has sent
         self._names: dict[str, str] = {}
         self._nonfinite: dict[str, int] = {}
@@ -71,8 +71,12 @@ class Tracker(Callback):
         tags: Mapping[str, Any],
         params: Mapping[str, Any],
         resume_run_id: str | None = None,
+        training: bool = True,
     ) -> "Tracker":
         """Start a run, or continue ``resume_run_id``; ``params`` may be nested, ``tags`` hold the hashes.
+
+        ``training`` False adds results to a run that has ended: the commit it was trained at stays, and it does not
+        count as resumed.
 
         A data base that is missing is created and an old one upgraded (after a backup), one process at a time.
         """
@@ -81,10 +85,11 @@ class Tracker(Callback):
             prepare_store(uri, artifacts)
             client = mlflow.MlflowClient(uri)
             run = None if resume_run_id is None else _active_run(client, resume_run_id)
-            labels = {**_git(), **tags, **_NO_ONE}
+            labels = {**(_git() if training else {}), **tags, **_NO_ONE}
             if run is not None:
                 client.update_run(run.info.run_id, status="RUNNING")
-                labels["resumed"] = int(run.data.tags.get("resumed", 0)) + 1
+                if training:
+                    labels["resumed"] = int(run.data.tags.get("resumed", 0)) + 1
             else:
                 if resume_run_id is not None:
                     log.warning("run %s is not in this MLflow store; a new run is started", resume_run_id)

@@ -93,6 +93,7 @@ def test_everything_is_in_mlflow_and_evaluation_went_into_the_same_run(place: Pa
     assert any(name.startswith("test.atypical.auroc.") and "worst" in name for name in metrics)
     assert {"config_sha256", "split_sha256", "manifest_sha256"} <= set(run.data.tags)
     assert run.data.params["optim.epochs"] == "2"
+    assert "resumed" not in run.data.tags, "an evaluation adds to a run, it does not resume its training"
     artifacts = {item.path for item in client.list_artifacts(run.info.run_id)}
     assert {"bundle", "evaluation"} <= artifacts
     assert run.inputs.dataset_inputs
