@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from medmtl.config import validate
-from medmtl.data.synthetic import PHASES, write_mitosis_study
+from medmtl.data.synthetic.mitosis import PHASES, write_mitosis_study
 from medmtl.engine.callbacks import Callbacks
 from medmtl.engine.fit import Trainer
 from medmtl.experiment import build_trainer

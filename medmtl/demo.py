@@ -6,7 +6,7 @@ from pathlib import Path
 
 from medmtl.config import load
 from medmtl.data.case import read_manifest
-from medmtl.data.synthetic import write_mitosis_study
+from medmtl.data.synthetic.mitosis import write_mitosis_study
 from medmtl.experiment import train
 from medmtl.inference.pipeline import Job, predict
 from medmtl.results import evaluate_run

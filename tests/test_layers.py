@@ -12,12 +12,12 @@ ROOT = Path(medmtl.__file__).parent
 LAYERS = {
     "__init__": -1, "errors": 0, "seeds": 0, "distributed": 0, "torchvision_ops": 0,
     "files": 0.1, "config": 0.1, "stats": 0.1, "process": 0.1, "bars": 0.1,
-    "io": 1, "losses": 1, "metrics": 1, "mask_metrics": 1,
+    "io": 1, "losses": 1, "metrics": 1, "mask_metrics": 1, "agreement": 1.1,
     "data": 2, "models": 2,
     "tasks": 3,
     "balance": 4,
     "bundle": 5, "predictor": 5.1,
-    "engine": 6, "inference": 6, "evaluation": 6,
+    "engine": 6, "inference": 6, "evaluation": 6, "ingest": 6,
     "study": 7, "runs": 7.1, "card": 7.1, "experiment": 7.2, "results": 7.3,
     "demo": 8, "cli": 8.1, "ui": 8, "__main__": 8.2,
 }  # fmt: skip
@@ -28,11 +28,13 @@ EDGES = {  # library -> the only places that may import it
     "torchvision": ("models/",),
     "torchjd": ("balance/",),
     "matplotlib": ("evaluation/plots/",),
-    "highdicom": ("inference/writers/",),
+    "highdicom": ("io/dicom/", "inference/writers/"),
+    "dicomanonymizer": ("io/deidentify/",),
+    "isal": ("io/",),
     "typer": ("cli.py",),
     "nibabel": ("io/", "inference/writers/"),
-    "pydicom": ("io/", "inference/writers/"),
-    "SimpleITK": ("io/",),
+    "pydicom": ("io/", "data/synthetic/", "inference/writers/"),
+    "SimpleITK": ("io/", "agreement.py"),
 }
 MODULES = sorted(ROOT.rglob("*.py"))
 

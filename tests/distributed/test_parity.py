@@ -22,7 +22,7 @@ from medmtl import distributed as dist
 from medmtl.bundle import load_bundle
 from medmtl.config import validate
 from medmtl.data.sampler import EpochOrder
-from medmtl.data.synthetic import write_mitosis_study
+from medmtl.data.synthetic.mitosis import write_mitosis_study
 from medmtl.engine import checkpoint
 from medmtl.engine.callbacks import Callbacks, read_history
 from medmtl.engine.fit import FitConfig, Trainer

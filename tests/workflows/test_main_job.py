@@ -10,7 +10,7 @@ import yaml
 from medmtl import cli
 from medmtl.config import read_yaml
 from medmtl.data.case import read_manifest
-from medmtl.data.synthetic import PHASES, write_mitosis_study
+from medmtl.data.synthetic.mitosis import PHASES, write_mitosis_study
 
 SMOKE = Path(__file__).parents[2] / "configs" / "smoke" / "atypical_mitosis.yaml"
 pytestmark = pytest.mark.slow

@@ -19,7 +19,7 @@ from laws import BALANCERS, MIXED, balancer, batch, objective, refuses
 
 from medmtl.config import load
 from medmtl.data.sampler import EpochOrder
-from medmtl.data.synthetic import write_mitosis_study
+from medmtl.data.synthetic.mitosis import write_mitosis_study
 from medmtl.engine import checkpoint
 from medmtl.engine.callbacks import Callback, read_history
 from medmtl.engine.fit import FitConfig, Trainer

@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from medmtl.data.case import Manifest, read_manifest
-from medmtl.data.synthetic import ATYPICAL_PHASES, CLASSES, NORMAL_PHASES, PHASES, write_mitosis_study
+from medmtl.data.synthetic.mitosis import ATYPICAL_PHASES, CLASSES, NORMAL_PHASES, PHASES, write_mitosis_study
 from medmtl.errors import UserError
 from medmtl.io.raster import read_image, read_mask
 
