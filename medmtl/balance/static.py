@@ -16,6 +16,9 @@ class Balancer(nn.Module):
     def forward(self, losses: Tensor, shared: list[nn.Parameter], present: Tensor) -> Tensor:
         raise TypeError(f"{type(self).__name__} does not combine losses")
 
+    def forget_absent(self, present: Tensor) -> None:
+        """Drop the (zero) gradients of what belongs to absent tasks alone, so that momentum does not move it."""
+
     def end_epoch(self) -> None:
         """Called once after every epoch, on every rank."""
 
@@ -35,11 +38,17 @@ class Uncertainty(Balancer):
 
     def __init__(self, tasks: int) -> None:
         super().__init__()
-        self.log_variance = nn.Parameter(torch.zeros(tasks))
+        self.log_variance = nn.ParameterList(nn.Parameter(torch.zeros(())) for _ in range(tasks))
 
     def forward(self, losses: Tensor, shared: list[nn.Parameter], present: Tensor) -> Tensor:
-        terms = 0.5 * (torch.exp(-self.log_variance) * losses + self.log_variance)
+        log_variance = torch.stack(list(self.log_variance))
+        terms = 0.5 * (torch.exp(-log_variance) * losses + log_variance)
         return torch.where(present, terms, 0.0).sum()
+
+    def forget_absent(self, present: Tensor) -> None:
+        for parameter, is_present in zip(self.log_variance, present.tolist(), strict=True):
+            if not is_present:
+                parameter.grad = None
 
 
 class DynamicWeightAverage(Balancer):

@@ -98,6 +98,7 @@ class Trainer:
                 warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
                 self.wrapped = DistributedDataParallel(self.objective, broadcast_buffers=False)
         self.memory_format = torch.channels_last if self.config.channels_last else torch.preserve_format
+        self._statistics = [b for b in self.objective.model.buffers() if b.is_floating_point()]
         self._saved = time.monotonic()
 
     @property
@@ -168,6 +169,7 @@ class Trainer:
         observe = self.config.observe_every > 0 and p.step % self.config.observe_every == 0
         present = torch.zeros(len(self.objective.tasks), dtype=torch.bool, device=self.device)
         parts: list[Losses] = []
+        statistics = [buffer.clone() for buffer in self._statistics]
         for i, batch in enumerate(group):
             last = i == len(group) - 1
             unsynced = (
@@ -190,6 +192,8 @@ class Trainer:
                 self.average.update_parameters(self.objective.model)
             p.bad_steps = 0
         else:
+            for buffer, before in zip(self._statistics, statistics, strict=True):
+                buffer.copy_(before)  # an overflow in a forward pass would stay in batch statistics for ever
             self._bad_step(losses, group)
         self.optimizer.zero_grad(set_to_none=True)
         p.step += 1

@@ -72,7 +72,11 @@ class Objective(nn.Module):
         return Losses(scalar, losses.detach(), present, gramian)
 
     def forget_absent(self, present: Tensor) -> None:
-        """Drop the (zero) gradients of heads without a label anywhere, so that weight decay does not shrink them."""
+        """Drop the (zero) gradients of heads without a label anywhere, so that weight decay does not shrink them.
+
+        The balancer does the same with what it learns for such a task.
+        """
+        self.balancer.forget_absent(present[self._main])
         for name, is_present in zip(self.tasks, present.tolist(), strict=True):
             if not is_present:
                 for parameter in self.model.heads[name].parameters():

@@ -1,6 +1,7 @@
 """Which balancer obeys which law; the formulas by hand and by brute force."""
 
 import copy
+import math
 
 import numpy as np
 import pytest
@@ -167,7 +168,8 @@ def test_state_makes_a_round_trip(kind):
             built(torch.stack([shared.sum() ** 2 + 1, (shared[0] - epoch) ** 2]), [shared], ALL[:2]).backward()
         built.end_epoch()
     if kind == "uncertainty":
-        nn.init.normal_(built.log_variance)
+        for value in built.log_variance:
+            nn.init.normal_(value)
     other = balancer(kind, 2)
     other.load_state_dict(copy.deepcopy(built.state_dict()))
     scalars = []
@@ -203,20 +205,38 @@ def test_rank_zero_decides_for_all(monkeypatch):
 def test_uncertainty_is_the_papers_formula_and_forgets_the_absent():
     """L_t / (2 sigma_t^2) + log sigma_t (Kendall et al. 2018, eq. 7), s = log sigma^2; minimal at sigma_t^2 = L_t."""
     built = Uncertainty(3)
-    with torch.no_grad():
-        built.log_variance.copy_(torch.tensor([0.5, -1.0, 2.0]))
+
+    def set_to(*values):
+        for parameter, value in zip(built.log_variance, values, strict=True):
+            nn.init.constant_(parameter, value)
+
+    set_to(0.5, -1.0, 2.0)
     losses = torch.tensor([2.0, 3.0, 0.0])
     present = torch.tensor([True, True, False])
     scalar = built(losses, [], present)
     variance = np.exp([0.5, -1.0])
     assert scalar.item() == pytest.approx((np.array([2.0, 3.0]) / (2 * variance) + np.log(variance) / 2).sum())
     scalar.backward()
-    assert built.log_variance.grad[2] == 0
+    assert built.log_variance[2].grad == 0
     built.zero_grad()
-    with torch.no_grad():
-        built.log_variance.copy_(torch.log(torch.tensor([2.0, 3.0, 1.0])))
+    set_to(math.log(2), math.log(3), 0)
     built(losses, [], present).backward()
-    torch.testing.assert_close(built.log_variance.grad, torch.zeros(3), atol=1e-6, rtol=0)
+    assert [float(value.grad) for value in built.log_variance] == pytest.approx([0, 0, 0], abs=1e-6)
+
+
+def test_an_absent_tasks_variance_is_moved_by_nothing():
+    """A zero gradient would leave it to AdamW's momentum, hence the gradient is dropped."""
+    built = Uncertainty(2)
+    optimizer = torch.optim.AdamW(built.parameters(), lr=0.1)
+    moved = []
+    for present in (torch.tensor([True, True]), torch.tensor([True, False])):
+        optimizer.zero_grad()
+        built(torch.tensor([4.0, 4.0 * present[1]]), [], present).backward()
+        built.forget_absent(present)
+        before = [value.item() for value in built.log_variance]
+        optimizer.step()
+        moved.append([value.item() != old for value, old in zip(built.log_variance, before, strict=True)])
+    assert moved == [[True, True], [True, False]]
 
 
 def test_dynamic_weights_by_hand():

@@ -16,6 +16,7 @@ import pytest
 import torch
 import yaml
 from laws import BALANCERS, MIXED, balancer, batch, objective, refuses
+from torch import nn
 
 from medmtl.config import load
 from medmtl.data.sampler import EpochOrder
@@ -374,6 +375,28 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(tmp_path, kind):
     assert torch.isfinite(trainer.objective(batch()).scalar)
     losses = [value for epoch in trainer.callback.epochs for name, value in epoch.items() if name.endswith("loss")]
     assert all(value == value for value in losses) and trainer.callback.epochs[1]["epoch.skipped_steps"] == 1
+
+
+def test_an_overflow_in_a_forward_pass_leaves_batch_statistics_as_they_were(tmp_path):
+    trainer = _trainer(tmp_path)
+    model = trainer.objective.model
+    model.register_module("seen", nn.BatchNorm1d(1))  # sees the image's mean, as a stem's statistics do
+    forward = type(model).forward
+
+    class Watched(type(model)):
+        def forward(self, image):
+            self.seen(image.mean((1, 2, 3))[:, None])
+            return forward(self, image)
+
+    model.__class__ = Watched
+    trainer = replace(trainer, average=None)  # collects the statistics anew
+    good = batch(seed=0)
+    trainer.step([good])
+    before = model.seen.running_mean.clone()
+    trainer.step([replace(good, image=torch.full_like(good.image, float("inf")))])
+    assert trainer.progress.skipped_steps == 1 and torch.equal(model.seen.running_mean, before)
+    trainer.step([batch(seed=1)])
+    assert not torch.equal(model.seen.running_mean, before) and torch.isfinite(model.seen.running_mean).all()
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
