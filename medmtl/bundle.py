@@ -22,7 +22,7 @@ from medmtl.config import Config, digest, plain, read_yaml, validate
 from medmtl.data.preprocess import Preprocess
 from medmtl.errors import SafetyRefusal, UserError
 from medmtl.files import write_atomic
-from medmtl.models.encoder import AnyEncoder
+from medmtl.models.encoders import AnyEncoder
 from medmtl.models.multitask import MultiTaskModel
 from medmtl.models.views import ViewSet
 from medmtl.tasks import AnyTask

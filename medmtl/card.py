@@ -28,7 +28,7 @@ def model_card(prepared: Prepared, spec: ModelSpec, selected: Mapping[str, Any])
 Research use only; not a medical device. Written by medmtl {__version__}.
 
 ## Model
-Encoder `{spec.encoder.name}`, input {size} pixels, {spec.preprocess.channels} channels.
+Encoder `{spec.encoder.kind} {spec.encoder.name}`, input {size} pixels, {spec.preprocess.channels} channels.
 Predictions are averaged over the views `{spec.views}`.
 
 ## Tasks

@@ -60,6 +60,33 @@ def regression(output_B: Tensor, standard_B: Tensor, *, kind: str) -> Tensor:
     raise ValueError(f"unknown regression loss {kind!r}")
 
 
+def cumulative(logits_BT: Tensor, level_B: Tensor, *, importance: Tensor) -> Tensor:
+    """``mean_k lambda_k BCE(level > k)`` over the T = K - 1 thresholds of K levels (Cao et al. 2020, eq. 4)."""
+    above = (level_B[:, None] > torch.arange(logits_BT.shape[1], device=logits_BT.device)).to(logits_BT)
+    return (importance * F.binary_cross_entropy_with_logits(logits_BT, above, reduction="none")).mean(1)
+
+
+def soft_dice_cross_entropy(logits: Tensor, share: Tensor, *, class_weights: Tensor | None = None) -> Tensor:
+    """:func:`dice_cross_entropy` towards shares of annotators instead of labels; [B, K, *S] twice -> [B]."""
+    weight = None if class_weights is None else class_weights.to(logits)
+    ce = F.cross_entropy(logits, share, weight=weight, reduction="none")
+    soft = DiceLoss(softmax=True, include_background=False, reduction="none", smooth_nr=1.0, smooth_dr=1.0)
+    return 0.5 * ce.flatten(1).mean(1) / log(logits.shape[1]) + 0.5 * soft(logits, share).flatten(1).mean(1)
+
+
+def confused_cross_entropy(logits: Tensor, log_confusion_MKK: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy of masks under a prediction as their annotators would see it (Tanno et al., CVPR 2019), [M].
+
+    ``- log sum_j p_j A[j, y] / log K``, mean over the pixels, with p = softmax(``logits`` [M, K, *S]), the labels y in
+    ``target`` [M, *S] and A[j, k] the probability that the annotator says k where the truth is j. 1 at uniform p for
+    an A whose columns add up to 1.
+    """
+    K = logits.shape[1]
+    log_p = F.log_softmax(logits, 1).flatten(2)
+    said = target.flatten(1)[:, None].expand(-1, K, -1)
+    return -torch.logsumexp(log_p + log_confusion_MKK.gather(2, said), 1).mean(1) / log(K)
+
+
 def masked_mean(per_sample_B: Tensor, labelled_B: Tensor, count: Tensor, world: int) -> Tensor:
     """Mean over the labelled samples of all ranks, given their all-reduced ``count``.
 

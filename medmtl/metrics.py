@@ -98,6 +98,33 @@ def regression(target: npt.ArrayLike, prediction: npt.ArrayLike, weights: npt.Ar
     }
 
 
+def ordinal(
+    target: npt.ArrayLike, level: npt.ArrayLike, expected: npt.ArrayLike, weights: npt.ArrayLike
+) -> dict[str, Array]:
+    """Errors and agreement of a predicted ``level``; ``spearman`` is of the ``expected`` level, which has fewer ties.
+
+    ``quadratic_kappa = 1 - E[(y - p)^2] / E[(y - p')^2]``, p' being a prediction drawn independently of y; the
+    denominator is ``var y + var p + (mean y - mean p)^2``. NaN where both sides are the same constant.
+    ``balanced_accuracy`` is the mean recall of the levels that occur.
+    """
+    y, p, w = _checked(target, level, weights)
+    total = w.sum(axis=1)
+    near = np.abs(p - y)
+    centred, called = (values - (y.mean() if len(y) else 0.0) for values in (y, p))
+    mean_y, mean_p = _ratio(w @ centred, total), _ratio(w @ called, total)
+    apart = _ratio(w @ centred**2, total) + _ratio(w @ called**2, total) - 2 * mean_y * mean_p
+    alike = _constant(y, w) & _constant(p, w) & (w @ near == 0)
+    truth = (y[:, None] == np.unique(y)).astype(np.float64)
+    return {
+        "quadratic_kappa": 1 - _ratio(_ratio(w @ near**2, total), np.where(alike, 0, apart)),
+        "mae": _ratio(w @ near, total),
+        "accuracy_within_1": _ratio(w @ (near <= 1).astype(np.float64), total),
+        "accuracy": _ratio(w @ (near == 0).astype(np.float64), total),
+        "balanced_accuracy": _defined_mean(_ratio(w @ (truth * (near == 0)[:, None]), w @ truth)),
+        "spearman": regression(y, expected, w)["spearman"],
+    }
+
+
 def weighted_nanmean(values: npt.ArrayLike, weights: npt.ArrayLike) -> Array:
     """The weighted mean ``[R]`` of the values ``[N]`` that are not NaN; NaN where they carry no weight."""
     value, w = np.asarray(values, dtype=np.float64), np.asarray(weights, dtype=np.float64)
@@ -243,6 +270,8 @@ METRICS: dict[str, Metric] = {
     "macro_f1": Metric("Macro F1", True, 1.0, "", "mean F1 of the classes that occur or are predicted"),
     "accuracy": Metric("Accuracy", True, 1.0, "", "share of the cases that are right"),
     "cohen_kappa": Metric("Cohen's kappa", True, 1.0, "", "agreement beyond chance"),
+    "quadratic_kappa": Metric("Quadratic kappa", True, 1.0, "", "agreement beyond chance, by squared distance"),
+    "accuracy_within_1": Metric("Accuracy ± 1", True, 1.0, "", "share of the cases at most one level off"),
     "brier": Metric("Brier score", False, 0.0, "", "mean squared error of the probabilities, summed if K > 2"),
     "ece": Metric("ECE", False, 0.0, "", f"expected calibration error, {ECE_BINS} equal-width bins"),
     "mae": Metric("MAE", False, 0.0, "target's unit", "mean absolute error"),
@@ -254,6 +283,12 @@ METRICS: dict[str, Metric] = {
     "iou": Metric("IoU", True, 1.0, "", "overlap |A∩B|/|A∪B|, mean over cases; both empty 1, one empty 0"),
     "hd95": Metric("HD95", False, 0.0, "mm, or px without spacing",
                    "95th percentile of surface distances, mean over cases; both empty 0, one empty left out"),
+    "ged": Metric("GED²", False, 0.0, "", "generalised energy distance of the predicted set of masks to the drawn"),
+    "agreement": Metric("Agreement", True, 1.0, "", "Dice of the prediction with the annotators, mean over them"),
+    "agreement_iou": Metric("IoU with", True, 1.0, "", "IoU of the prediction with one annotator's masks"),
+    "agreement_hd95": Metric("HD95 to", False, 0.0, "mm, or px without spacing",
+                             "HD95 of the prediction to one annotator's masks; one empty left out"),
+    "human_agreement": Metric("Human agreement", True, 1.0, "", "Dice of the annotators with each other"),
 }  # fmt: skip
 
 

@@ -10,32 +10,39 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import torch
 
 from medmtl.bars import bar
 from medmtl.bundle import Bundle, ModelSpec, load_bundle
 from medmtl.config import load, to_yaml
+from medmtl.data.loader import CaseDataset
 from medmtl.engine.callbacks import read_history
 from medmtl.errors import SafetyRefusal, UserError
 from medmtl.evaluation import plots
+from medmtl.evaluation.aggregate import decided
 from medmtl.evaluation.compare import compare_repeats, format_comparison
-from medmtl.evaluation.figures import galleries, history_figures, task_figures
+from medmtl.evaluation.failure_report import failure_facts, failure_figures, failure_section, write_failures
+from medmtl.evaluation.failures import failure_analysis
+from medmtl.evaluation.figures import galleries, history_figures, task_figures, worst_cases
 from medmtl.evaluation.plots import Figure
 from medmtl.evaluation.report import write_report
 from medmtl.evaluation.summary import evaluate_table
+from medmtl.evaluation.units import evaluate_units, units_metrics, units_section
 from medmtl.experiment import freeze_thresholds
 from medmtl.files import write_atomic
+from medmtl.inference.evidence import evidence
 from medmtl.io.raster import read_image
 from medmtl.predictor import Predictor
 from medmtl.process import device_named
 from medmtl.runs import RunFolder
 from medmtl.study import Prepared, Study, prepare
 from medmtl.tasks import AnyTask
+from medmtl.tasks.annotators import Annotators
 from medmtl.tasks.classification import ClassificationBase
+from medmtl.tasks.ordinal import Ordinal
 from medmtl.tasks.segmentation import Segmentation
 
 Say = Callable[[str], None]
-CASES, RESULT, REPORT = "cases.csv", "evaluation.json", "report.html"
+CASES, RESULT, REPORT, FAILURES = "cases.csv", "evaluation.json", "report.html", "failures.csv"
 
 
 @dataclass(frozen=True)
@@ -67,10 +74,13 @@ def evaluate_run(run: RunFolder, *, say: Say = print) -> Evaluation:
     prepared = prepare(study)
     _same_data(prepared, bundle)
     predictor = Predictor.of(bundle, device=device_named(study.fit.device), precision=study.fit.precision)
+    learned = study.evaluation.aggregate is not None and study.evaluation.aggregate.how == "attention"
+    parts = [part for part in ("train", "val", "test") if part != "train" or learned]
+    data = {part: prepared.dataset(prepared.split.parts()[part]) for part in parts}
     tables = {}
-    for part, cases in (("val", prepared.split.val), ("test", prepared.split.test)):
-        with bar(f"predicting {part}", len(cases)) as tick:
-            dataset, size = prepared.dataset(cases), study.loader.evaluation_batch_size
+    for part, dataset in data.items():
+        with bar(f"predicting {part}", len(dataset)) as tick:
+            size = study.loader.evaluation_batch_size
             tables[part] = predictor.table(dataset, batch_size=size, tick=tick)
     readings = int(run.read_facts().get("test_evaluations", 0)) + 1
     run.add_facts({"test_evaluations": readings})
@@ -82,7 +92,8 @@ def evaluate_run(run: RunFolder, *, say: Say = print) -> Evaluation:
         tables,
         prepared,
         provenance,
-        history_figures(read_history(run.history)),
+        {**_evidence(predictor, data["test"], tables["test"], study), **history_figures(read_history(run.history))},
+        _write_confusions(run.evaluation, bundle),
         say,
     )
     with _reopened(study, run) as tracker:
@@ -115,7 +126,7 @@ def evaluate_ensemble(runs: Sequence[RunFolder], out: Path, *, say: Say = print)
     ids = ", ".join(load_bundle(run.bundle).id for run in runs)
     parts = {"val": val, "test": decide(test, spec)}
     provenance = {**_provenance(first, prepared), "bundle": f"mean of {len(runs)}: {ids}"}
-    return _write(out, study, spec, parts, prepared, provenance, {}, say)
+    return _write(out, study, spec, parts, prepared, provenance, {}, [], say)
 
 
 def average_tables(tables: Sequence[pd.DataFrame], spec: ModelSpec) -> pd.DataFrame:
@@ -137,14 +148,14 @@ def average_tables(tables: Sequence[pd.DataFrame], spec: ModelSpec) -> pd.DataFr
 
 
 def decide(table: pd.DataFrame, spec: ModelSpec) -> pd.DataFrame:
-    """The table with each classification's label taken from its probabilities and the specification's thresholds."""
+    """The table with each class and level taken from its probabilities and the specification's thresholds."""
     result = table.copy()
     for name, task in spec.tasks.items():
-        if isinstance(task, ClassificationBase):
-            mine = result["task"] == name
-            chosen = [task.decide(torch.tensor(p)) for p in task.probabilities(result[mine])]
-            result.loc[mine, "prediction"] = np.array(chosen, dtype=float)
-            result.loc[mine, "predicted_label"] = [task.classes[i] for i in chosen]
+        mine = result["task"] == name
+        if isinstance(task, ClassificationBase | Ordinal) and mine.any():
+            rows = pd.DataFrame([decided(task, p) for p in task.probabilities(result[mine])], index=result.index[mine])
+            said = [column for column in ("prediction", "predicted_label", "expected") if column in rows]
+            result.loc[mine, said] = rows[said]
     return result
 
 
@@ -186,8 +197,9 @@ def read_cases(path: Path) -> pd.DataFrame:
     """A case table that was written as CSV; ids and labels stay text, an empty domain stays empty."""
     if not path.is_file():
         raise UserError("E-EVAL-CASES", "no such case table", "run `medmtl evaluate` first", where=str(path))
-    text = {"case_id": str, "group": str, "domain": str, "split": str, "task": str}
-    return pd.read_csv(path, dtype=text, keep_default_na=True, float_precision="round_trip").fillna(
+    names = pd.read_csv(path, nrows=0).columns
+    text = {"case_id", "group", "domain", "split", "task", *(name for name in names if name.startswith("meta."))}
+    return pd.read_csv(path, dtype=dict.fromkeys(text, str), keep_default_na=True, float_precision="round_trip").fillna(
         {"domain": "", "split": ""}
     )
 
@@ -226,25 +238,42 @@ def _write(
     prepared: Prepared,
     provenance: Mapping[str, str],
     more: Mapping[str, Figure],
+    remarks: Sequence[str],
     say: Say,
 ) -> Evaluation:
-    """``cases.csv``, ``evaluation.json``, ``tasks.yaml``, figures and ``report.html`` of the test table."""
+    """``cases.csv``, ``evaluation.json``, ``tasks.yaml``, figures and ``report.html`` of the test table.
+
+    Where the study asks for it, ``aggregated.csv`` has a row per patient and ``failures.csv`` one per stratum.
+    """
     test = tables["test"]
     e = study.evaluation
     result = {"provenance": dict(provenance), **evaluate_table(test, spec.tasks, resamples=e.resamples, level=e.level)}
+    sections = []
+    if e.aggregate is not None and (e.aggregate.how != "attention" or "train" in tables):  # an ensemble has none
+        units = evaluate_units(tables, spec.tasks, e.aggregate, resamples=e.resamples, level=e.level)
+        result["units"] = units.result
+        sections.append(units_section(units.result, result))
+        write_atomic(folder / "aggregated.csv", units.table.to_csv(index=False, lineterminator="\n"))
+    strata: dict[str, Figure] = {}
+    if e.failures is not None and any(column.startswith("meta.") for column in test):
+        failures = failure_analysis(test, spec.tasks, e.failures, level=e.level)
+        result["failures"], strata = failure_facts(failures), failure_figures(failures)
+        sections.append(failure_section(failures))
+        write_failures(folder / FAILURES, failures)
     both = pd.concat([tables["val"], test], ignore_index=True)
     write_atomic(folder / CASES, both.to_csv(index=False, lineterminator="\n"))
     write_atomic(folder / RESULT, _json(result))
     write_atomic(folder / "tasks.yaml", to_yaml(spec))
     images = {case.case_id: case.image for case in prepared.split.test}
     worst = galleries(test, spec.tasks, lambda case: _thumbnail(prepared, images[case]), e.gallery)
-    figures = {**task_figures(test, spec.tasks, result), **worst, **more}
+    figures = {**task_figures(test, spec.tasks, result), **worst, **strata, **more}
     for name, figure in figures.items():
         plots.save(figure, folder / "figures", name.replace("/", "-"))
     notes = [
         f"{len(prepared.split.train)} training, {len(prepared.split.val)} validation and "
         f"{test['case_id'].nunique()} test cases; no group is in two of them. Thresholds were chosen on validation. "
-        f"Predictions are averaged over the views '{spec.views}'."
+        f"Predictions are averaged over the views '{spec.views}'.",
+        *remarks,
     ]
     write_report(
         folder / REPORT,
@@ -254,9 +283,22 @@ def _write(
         figures=figures,
         provenance=provenance,
         notes=notes,
+        sections=sections,
     )
     say(format_result(result))
     return Evaluation(folder, result, test, spec.tasks)
+
+
+def _write_confusions(folder: Path, bundle: Bundle) -> list[str]:
+    """``confusions-<task>.csv`` of every task that learned its annotators' errors, and what they say in words."""
+    said = []
+    for name, task in bundle.spec.tasks.items():
+        if isinstance(task, Annotators):
+            head = bundle.model.heads[name]
+            table = task.confusions(head).to_csv(index=False, lineterminator="\n")
+            write_atomic(folder / f"confusions-{name}.csv", table)
+            said += [f"{name}: {line}." for line in task.skills(head)]
+    return said
 
 
 def format_result(result: Mapping[str, Any]) -> str:
@@ -305,6 +347,22 @@ def _thumbnail(prepared: Prepared, image: str) -> npt.NDArray[np.uint8]:
     return np.round(np.moveaxis(colour, 0, -1) * 255).astype(np.uint8)
 
 
+def _evidence(predictor: Predictor, dataset: CaseDataset, table: pd.DataFrame, study: Study) -> dict[str, Figure]:
+    """``<task>/failures``: the worst cases of each task with masks and saliency; images in two dimensions only."""
+    config, figures = study.evaluation.failures, {}
+    index = {case.case_id: i for i, case in enumerate(dataset.cases)}
+    if config is None or not config.gallery or not index or dataset[0].image.ndim != 3:
+        return {}
+    for name, task in predictor.spec.tasks.items():
+        if not task.auxiliary:
+            worst = worst_cases(table[table["task"] == name], task, config.gallery)
+            items = [
+                plots.Evidence(caption, *evidence(predictor, dataset, index[case], name)) for case, caption in worst
+            ]
+            figures[f"{name}/failures"] = plots.failure_gallery(items, title="Largest errors: masks and saliency")
+    return figures
+
+
 def _flat(result: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     """Metrics for MLflow: ``test.<task>.<metric>``, its interval, each domain and the worst one."""
     for name, task in result["tasks"].items():
@@ -319,6 +377,10 @@ def _flat(result: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
             worst = task["worst_domain"].get(metric)
             if worst and worst["value"] is not None:
                 yield f"test.{name}.{metric}.worst_domain", worst["value"]
+    if "units" in result:
+        yield from units_metrics(result["units"]).items()
+    if "failures" in result:
+        yield "test.failures.worse", float(len(result["failures"]["worse"]))
 
 
 @contextmanager

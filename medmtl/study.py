@@ -21,11 +21,16 @@ from medmtl.engine.callbacks import TrackingConfig
 from medmtl.engine.fit import FitConfig
 from medmtl.engine.optim import OptimConfig
 from medmtl.errors import UserError
-from medmtl.models.encoder import AnyEncoder, TimmConfig
+from medmtl.evaluation.aggregate import AggregateConfig
+from medmtl.evaluation.failures import FailureConfig
+from medmtl.models.encoder import TimmConfig
+from medmtl.models.encoders import AnyEncoder
 from medmtl.models.views import ViewSet
 from medmtl.tasks import AnyTask
+from medmtl.tasks.annotators import Annotators
 from medmtl.tasks.classification import Classification
 from medmtl.tasks.domain import Domain
+from medmtl.tasks.ordinal import Ordinal
 
 HARMLESS = (
     "loader.workers",
@@ -49,11 +54,13 @@ class DataConfig(Config):
 
 
 class EvaluationConfig(Config):
-    """Intervals and galleries of the report."""
+    """Intervals, galleries, the analysis of failures (null: none), and how a patient's images are combined."""
 
     resamples: int = Field(1000, ge=100)
     level: float = Field(0.95, gt=0.5, lt=1)
     gallery: int = Field(12, ge=0)  # worst errors shown per task
+    failures: FailureConfig | None = FailureConfig()
+    aggregate: AggregateConfig | None = None
 
 
 class Study(Config):
@@ -172,14 +179,24 @@ class Prepared:
 def prepare(study: Study) -> Prepared:
     """Read the manifest, split it, and fit the tasks on the training labels. Nothing of val or test is looked at."""
     manifest = read_manifest(Path(study.data.manifest))
-    _check_columns(study, manifest)
+    named = _named(study, manifest)
+    _check_columns(named, manifest)
     split = split_cases(manifest, study.data.split, stratify=study.stratify)
     if study.data.check_duplicates:
         check_duplicates(manifest, split)
     domains = tuple(sorted({case.domain for case in split.train} - {""}))
-    tasks = {name: _fitted(name, task, split, manifest, domains) for name, task in study.tasks.items()}
+    tasks = {name: _fitted(name, task, split, manifest, domains) for name, task in named.tasks.items()}
     spec = ModelSpec(preprocess=study.preprocess, encoder=study.encoder, tasks=tasks, views=study.views)
     return Prepared(study, manifest, split, spec, domains)
+
+
+def _named(study: Study, manifest: Manifest) -> Study:
+    """The study with the annotators of every task that leaves them open: those that the manifest's columns name."""
+    tasks = {
+        name: task.named(name, manifest.targets) if isinstance(task, Annotators) else task
+        for name, task in study.tasks.items()
+    }
+    return study.model_copy(update={"tasks": tasks})
 
 
 def _check_columns(study: Study, manifest: Manifest) -> None:
@@ -202,10 +219,11 @@ def _check_columns(study: Study, manifest: Manifest) -> None:
                 "give both the same classes in the same order, or the same low and high",
                 where=f"tasks.{name}",
             )
-        if column not in manifest.targets:
+        absent = next((column for column in task.columns(name) if column not in manifest.targets), None)
+        if absent is not None:
             raise UserError(
                 "E-CFG-TARGET",
-                f"task {name!r} needs column target.{column}, the manifest has "
+                f"task {name!r} needs column target.{absent}, the manifest has "
                 f"{', '.join('target.' + t for t in manifest.targets) or 'no target'}",
                 f"set tasks.{name}.target or add the column",
                 where=manifest.name,
@@ -248,6 +266,15 @@ def _fitted(name: str, task: AnyTask, split: Split, manifest: Manifest, domains:
             "label cases of the other class, or change data.split",
             where=f"{manifest.name} target.{column}",
         )
+    if isinstance(task, Ordinal) and len(set(found)) < 2:
+        raise UserError(
+            "E-CFG-CLASS",
+            f"every training label of task {name!r} is the level {task.levels[int(found[0])]!r}",
+            "label cases of other levels, or change data.split",
+            where=f"{manifest.name} target.{column}",
+        )
+    if isinstance(task, Annotators):
+        task.check_annotators({target for case in split.train for target in case.targets}, name)
     return task.fit(found)
 
 
@@ -256,7 +283,7 @@ def label_counts(prepared: Prepared) -> Mapping[str, Mapping[str, int]]:
     return {
         name: {
             part: sum(
-                (bool(case.domain) if isinstance(task, Domain) else (task.target or name) in case.targets)
+                (bool(case.domain) if isinstance(task, Domain) else any(c in case.targets for c in task.columns(name)))
                 for case in cases
             )
             for part, cases in prepared.split.parts().items()

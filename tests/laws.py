@@ -20,12 +20,15 @@ from medmtl.balance.static import Balancer
 from medmtl.config import validate
 from medmtl.data.batch import Batch
 from medmtl.data.case import Case, Manifest, read_manifest, write_manifest
+from medmtl.data.target import ABSENT
 from medmtl.engine.objective import Objective
 from medmtl.errors import UserError
 from medmtl.models.multitask import MultiTaskModel
+from medmtl.tasks.annotators import Annotators
 from medmtl.tasks.base import Task
 from medmtl.tasks.classification import Classification
 from medmtl.tasks.domain import Domain, DomainAdversary
+from medmtl.tasks.ordinal import Ordinal
 from medmtl.tasks.regression import Regression
 from medmtl.tasks.segmentation import Segmentation
 
@@ -55,6 +58,8 @@ TASKS: dict[str, Task] = {
     "graded": Classification(classes=("a", "b", "c"), class_weights=(0.5, 1.0, 1.5)),
     "focal": validate(Classification, {"classes": ["a", "b", "c"], "criterion": {"kind": "focal"}}, where="laws"),
     "smooth": validate(Classification, {"classes": ["a", "b"], "criterion": SMOOTH}, where="laws"),
+    "score": Ordinal(low=2, high=6),
+    "stage": Ordinal(classes=("none", "mild", "severe"), importance=(0.5, 1.5)),
     "mse": Regression(low=0, high=10, centre=4.0, scale=2.0),
     "l1": Regression(low=0, high=10, criterion="l1", centre=4.0, scale=2.0),
     "huber": Regression(low=0, high=10, criterion="huber", centre=4.0, scale=2.0),
@@ -73,20 +78,37 @@ BALANCERS = ("fixed", "uncertainty", "dwa", "upgrad", "pcgrad", "mgda", "aligned
 
 
 def targets_of(task: Task, samples: int, seed: int = 0, size: int = 8) -> Tensor:
-    """Random valid targets, [B] or [B, H, W]; every class occurs."""
+    """Random valid targets, [B], [B, H, W], or [B, P, H, W] of annotators; every class occurs."""
     source = torch.Generator().manual_seed(seed)
     if isinstance(task, Regression):
         return task.low + (task.high - task.low) * torch.rand(samples, generator=source)
     shape = (samples, size, size) if isinstance(task, Segmentation) else (samples,)
-    target = torch.randint(len(task.classes), shape, generator=source)
-    target.flatten()[: len(task.classes)] = torch.arange(len(task.classes))
-    return target
+    K = len(task.levels if isinstance(task, Ordinal) else task.classes)
+    target = torch.randint(K, shape, generator=source)
+    target.flatten()[:K] = torch.arange(K)
+    return drawn(task, target) if isinstance(task, Annotators) else target
+
+
+def drawn(task: Annotators, label: Tensor) -> Tensor:
+    """The masks [B, P, H, W] of annotators who are always right; of R + 1 images one lacks each, and one has all."""
+    R = len(task.annotators)
+    planes = label[:, None].repeat(1, R + task.reader().staple, *[1] * (label.ndim - 1))
+    for i, sample in enumerate(planes):
+        if R > 1 and i % (R + 1) < R:
+            sample[i % (R + 1)] = ABSENT
+    return planes
 
 
 def chance(task: Task, target: Tensor) -> Tensor:
-    """The output of a predictor that knows nothing: equal logits, or the centre."""
+    """The output of a predictor that knows nothing: equal logits, the centre, or the log-odds of the shares."""
+    if isinstance(task, Ordinal):
+        shares = torch.tensor(task.prior or [1 / len(task.levels)] * len(task.levels))
+        return torch.logit(1 - shares.cumsum(0)[:-1]).repeat(len(target), 1)
     if isinstance(task, Regression):
         return torch.zeros(len(target), 1)
+    if isinstance(task, Annotators):
+        R, K = len(task.annotators), len(task.classes)
+        return torch.zeros(len(target), K + (R * K * K if task.training == "confusion" else 0), *target.shape[2:])
     return torch.zeros(len(target), len(task.classes), *target.shape[1:])
 
 
@@ -94,7 +116,24 @@ def truth(task: Task, target: Tensor, sharpness: float = 6.0) -> Tensor:
     """The output of a predictor that is right."""
     if isinstance(task, Regression):
         return ((target - task.centre) / task.scale)[:, None]
+    if isinstance(task, Ordinal):
+        return sharpness * torch.where(target[:, None] > torch.arange(len(task.levels) - 1), 1.0, -1.0)
+    if isinstance(task, Annotators):  # the label that all agree on; and that each annotator says what is there
+        output, K = chance(task, target), len(task.classes)
+        output[:, :K] = sharpness * F.one_hot(target.amax(1), K).movedim(-1, 1).float()
+        matrices = torch.eye(K).flatten().repeat(len(task.annotators))[: output.shape[1] - K]
+        output[:, K:] = sharpness * matrices[:, None, None]
+        return output
     return sharpness * F.one_hot(target, len(task.classes)).movedim(-1, 1).float()
+
+
+def opposite(task: Task, right: Tensor) -> Tensor:
+    """The output of a predictor that is wrong; it knows annotators, with whom it would be right twice over."""
+    if isinstance(task, Regression):
+        return right + 3
+    if isinstance(task, Annotators):
+        return torch.cat([-right[:, : len(task.classes)], right[:, len(task.classes) :]], 1)
+    return -right
 
 
 def batch(tasks: Mapping[str, Task] = MIXED, samples: int = 8, seed: int = 0, **labelled: list[int]) -> Batch:
@@ -179,7 +218,7 @@ def costs_about_one_at_chance(task: Task, target: Tensor, low: float, high: floa
 def falls_towards_the_truth(task: Task, target: Tensor) -> None:
     """Each step from chance, and from a wrong output, towards the truth lowers every sample's loss."""
     right = truth(task, target)
-    for start in (chance(task, target), -right if not isinstance(task, Regression) else right + 3):
+    for start in (chance(task, target), opposite(task, right)):
         steps = [task.loss(start + share * (right - start), target) for share in torch.linspace(0, 1, 9)]
         assert all((after < before).all() for before, after in pairwise(steps))
 
@@ -198,12 +237,17 @@ def is_per_sample(task: Task, target: Tensor) -> None:
 def decodes_within_range(task: Task, target: Tensor) -> None:
     """Decoded outputs are probabilities or within [low, high], and so is the mean of two of them."""
     torch.manual_seed(0)
-    decoded = [task.decode(chance(task, target) + 20 * torch.randn(chance(task, target).shape)) for _ in range(2)]
+    outputs = [chance(task, target) + 20 * torch.randn(chance(task, target).shape) for _ in range(2)]
+    if isinstance(task, Ordinal):  # its head's thresholds are in order
+        outputs = [output.sort(1, descending=True).values for output in outputs]
+    decoded = [task.decode(output) for output in outputs]
     for value in (*decoded, sum(decoded) / 2):
         if isinstance(task, Regression):
             assert value.shape == (len(target),) and ((value >= task.low) & (value <= task.high)).all()
         else:
-            assert value.shape == chance(task, target).shape and (value >= 0).all()
+            K = len(task.levels if isinstance(task, Ordinal) else task.classes)
+            spatial = target.shape[2:] if isinstance(task, Annotators) else target.shape[1:]
+            assert value.shape == (len(target), K, *spatial) and (value >= 0).all()
             torch.testing.assert_close(value.sum(1), torch.ones_like(value.sum(1)))
 
 

@@ -31,10 +31,10 @@ EDGES = {  # library -> the only places that may import it
     "highdicom": ("io/dicom/", "inference/writers/"),
     "dicomanonymizer": ("io/deidentify/",),
     "isal": ("io/",),
-    "typer": ("cli.py",),
+    "typer": ("cli/",),
     "nibabel": ("io/", "inference/writers/"),
     "pydicom": ("io/", "data/synthetic/", "inference/writers/"),
-    "SimpleITK": ("io/", "agreement.py"),
+    "SimpleITK": ("io/", "agreement/"),
 }
 MODULES = sorted(ROOT.rglob("*.py"))
 

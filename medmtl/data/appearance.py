@@ -1,4 +1,4 @@
-"""What a window looks like: colour, stain, frequencies, blur, noise and an erased box, on images in [0, 1].
+"""What a window looks like: colour, stain, frequencies, blur, noise, an erased box and highlights, in [0, 1].
 
 Bits do not depend on the number of threads, which differs between a loader's workers and its main process: sums are
 numpy's and Fourier transforms scipy's, because torch's depend on how threads split the work.
@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
-from pydantic import Field, NonNegativeFloat
+from pydantic import Field, NonNegativeFloat, NonNegativeInt
 from scipy.fft import fftfreq, irfftn, rfftfreq, rfftn
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
@@ -158,6 +158,43 @@ class Erase(Ingredient):
         sides = np.maximum(1, np.round(size * self.fraction ** (1 / len(size)))).astype(int)
         starts = (rng.random(len(size)) * (size - sides + 1)).astype(int)
         return partial(erase, box=tuple(slice(int(a), int(a + n)) for a, n in zip(starts, sides, strict=True)))
+
+
+class Highlights(Ingredient):
+    """1 to ``count`` specular highlights: white ellipses with a soft rim, anywhere in the window, of two dimensions.
+
+    The longer half-axis is uniform in [1, ``radius_px``], the shorter 0.3 to 1 of it, the angle any. At a distance r,
+    measured in half-axes, the pixel moves towards white by ``exp(-r^4 ln 2)``: nearly all inside, half at r = 1.
+    """
+
+    strengths: ClassVar[tuple[str, ...]] = ("count",)
+    count: NonNegativeInt = 0
+    radius_px: Annotated[float, Field(ge=1)] = 6.0
+
+    def draw(self, rng: np.random.Generator, shape: Sequence[int], reference: Tensor | None) -> Change:
+        if len(shape) != 3:
+            raise UserError(
+                "E-AUG-HIGHLIGHTS",
+                f"augment.highlights works on images of two dimensions, the image has {len(shape) - 1}",
+                "remove augment.highlights",
+            )
+        spots = rng.random((int(rng.integers(1, self.count + 1)), 5))
+        centres = spots[:, :2] * np.array(shape[1:]) - 0.5
+        radii = 1 + spots[:, 2] * (self.radius_px - 1)
+        axes = np.stack([radii, radii * (0.3 + 0.7 * spots[:, 3])], axis=1)
+        return partial(add_highlights, centres=centres, axes=axes, angles=np.pi * spots[:, 4])
+
+
+def add_highlights(image: Tensor, *, centres: np.ndarray, axes: np.ndarray, angles: np.ndarray) -> Tensor:
+    """White ellipses at ``centres`` [N, 2] with half-axes ``axes`` [N, 2] px turned by ``angles`` [N], in a copy."""
+    rows, columns = np.mgrid[: image.shape[1], : image.shape[2]]
+    dark = np.ones(image.shape[1:])
+    for (row, column), (long, short), angle in zip(centres, axes, angles, strict=True):
+        y, x = rows - row, columns - column
+        along, across = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
+        squared = (along / long) ** 2 + (across / short) ** 2
+        dark *= 1 - np.exp2(-(np.minimum(squared, 30) ** 2))
+    return (image + (1 - image) * torch.from_numpy((1 - dark).astype(np.float32))).clamp_(0, 1)
 
 
 def low_frequencies(size: Sequence[int], band: float) -> np.ndarray:

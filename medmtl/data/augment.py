@@ -23,7 +23,7 @@ import numpy as np
 from torch import Tensor
 
 from medmtl.config import Config
-from medmtl.data.appearance import Blur, Colour, Erase, Fourier, Noise, Stain
+from medmtl.data.appearance import Blur, Colour, Erase, Fourier, Highlights, Noise, Stain
 from medmtl.data.geometry import Geometry, draw_placement, shearing
 from medmtl.data.preprocess import IMAGE, SampleDict
 from medmtl.errors import UserError
@@ -39,6 +39,7 @@ class Augment(Config):
     blur: Blur = Blur()
     noise: Noise = Noise()
     erase: Erase = Erase()
+    highlights: Highlights = Highlights()
 
     def build(self, window: Sequence[int] | None, dense_keys: Sequence[str] = ()) -> "AugmentPipeline":
         """The pipeline for a network input of that size; without a window the image keeps its own."""
@@ -98,7 +99,15 @@ class AugmentPipeline:
     def intensity(self, sample: SampleDict, rng: np.random.Generator, reference: Tensor | None = None) -> SampleDict:
         """The image with another appearance, within [0, 1]. ``reference``: another training image for ``fourier``."""
         image, config = sample[IMAGE], self.config
-        ingredients = (config.fourier, config.stain, config.colour, config.blur, config.noise, config.erase)
+        ingredients = (
+            config.fourier,
+            config.stain,
+            config.colour,
+            config.blur,
+            config.noise,
+            config.erase,
+            config.highlights,  # last: an ingredient in between would shift the others' draws
+        )
         seeds = rng.integers(2**63, size=len(ingredients))
         for ingredient, seed in zip(ingredients, seeds, strict=True):
             if ingredient.on:

@@ -2,7 +2,7 @@
 
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,9 +15,9 @@ from medmtl.config import Config
 from medmtl.data.augment import Augment
 from medmtl.data.batch import Batch, Sample, collate
 from medmtl.data.case import Case
-from medmtl.data.preprocess import Preprocess
+from medmtl.data.preprocess import IMAGE, Preprocess
 from medmtl.data.sampler import Draw, EpochOrder
-from medmtl.data.target import Target
+from medmtl.data.target import AnnotatorsTarget, Target
 from medmtl.errors import UserError
 from medmtl.files import inside
 from medmtl.io.raster import read_image
@@ -53,10 +53,9 @@ class CaseDataset(Dataset):  # type: ignore[type-arg]
     )
 
     def __post_init__(self) -> None:
-        dense = tuple(name for name, target in self.targets.items() if target.dense)
         window = self.preprocess.window
         self._reach = None if window is None else self.augment.reach(window) if self.augment else window
-        self._pipeline = self.augment.build(self.preprocess.window, dense) if self.augment else None
+        self._pipeline = self.augment.build(self.preprocess.window) if self.augment else None
 
     def __len__(self) -> int:
         return len(self.cases)
@@ -90,16 +89,18 @@ class CaseDataset(Dataset):  # type: ignore[type-arg]
         scalars: dict[str, Tensor] = {}
         labelled: dict[str, bool] = {}
         for name, target in self.targets.items():
+            if isinstance(target, AnnotatorsTarget):
+                planes = target.planes(case, name, self.root)
+                labelled[name] = bool(planes)
+                for number, plane in planes.items():
+                    _same_size(plane, image, f"{name}.{(*target.annotators, 'staple')[number]}")
+                    sample[_plane(name, number)] = plane
+                continue
             cell = case.targets.get(name)
             labelled[name] = cell is not None
             value = target.placeholder(tuple(image.shape[1:])) if cell is None else target.read(case, cell, self.root)
             if target.dense:
-                if value.shape != image.shape[1:]:
-                    raise UserError(
-                        "E-TGT-SIZE",
-                        f"mask target.{name} is {tuple(value.shape)}, the image {tuple(image.shape[1:])}",
-                        "make the mask on the image's own grid",
-                    )
+                _same_size(value, image, name)
                 sample[name] = value
             else:
                 scalars[name] = value
@@ -121,7 +122,8 @@ class CaseDataset(Dataset):  # type: ignore[type-arg]
                 if self.augment is not None and self.augment.fourier.on
                 else None
             )
-            sample = self._pipeline(sample, seed, reference)
+            keys = tuple(name for name in sample if name != IMAGE)  # annotators differ from case to case
+            sample = replace(self._pipeline, dense_keys=keys)(sample, seed, reference)
         else:
             sample = self.preprocess.to_window(sample)
         sample = self.preprocess.finish(sample)
@@ -135,8 +137,31 @@ class CaseDataset(Dataset):  # type: ignore[type-arg]
                 "check the image and the augmentation",
                 where=f"case {case.case_id}",
             )
-        dense = {name: sample[name] for name, target in self.targets.items() if target.dense}
+        dense = {name: _joined(name, target, sample) for name, target in self.targets.items() if target.dense}
         return Sample(image, {**scalars, **dense}, labelled, domain, case.case_id)
+
+
+def _same_size(mask: Tensor, image: Tensor, name: str) -> None:
+    if mask.shape != image.shape[1:]:
+        raise UserError(
+            "E-TGT-SIZE",
+            f"mask target.{name} is {tuple(mask.shape)}, the image {tuple(image.shape[1:])}",
+            "make the mask on the image's own grid",
+        )
+
+
+def _plane(name: str, number: int) -> str:
+    """The key in a sample of one annotator's mask: no column has it, since '/' would be a folder."""
+    return f"{name}/{number}"
+
+
+def _joined(name: str, target: Target, sample: Mapping[str, Tensor]) -> Tensor:
+    """A dense target of a sample: as it is, or the planes of the annotators stacked."""
+    if not isinstance(target, AnnotatorsTarget):
+        return sample[name]
+    numbers = range(len(target.annotators) + target.staple)
+    planes = {number: sample[key] for number in numbers if (key := _plane(name, number)) in sample}
+    return target.join(planes, tuple(sample[IMAGE].shape[1:]))
 
 
 def _compact(image: Tensor) -> Tensor:
@@ -208,5 +233,8 @@ def plain_batches(dataset: CaseDataset, indices: Sequence[int], batch_size: int)
 
 def labels(cases: Sequence[Case], name: str, target: Target, root: Path) -> list[Any]:
     """The labels of one target that exist, as numbers or arrays: what a task is fitted on."""
+    if isinstance(target, AnnotatorsTarget):
+        masks = replace(target, staple=False)
+        return [plane.numpy() for case in cases for plane in masks.planes(case, name, root).values()]
     values = [target.read(case, case.targets[name], root) for case in cases if name in case.targets]
     return [value.numpy() if target.dense else value.item() for value in values]

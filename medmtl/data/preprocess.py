@@ -1,4 +1,4 @@
-"""From a decoded image to what the network sees, and back: resize -> centre window (crop or pad) -> normalise.
+"""From a decoded image to what the network sees, and back: resize -> highlights -> window (crop or pad) -> normalise.
 
 Part of the model's specification: the same object serves training, evaluation and inference. Training puts the random
 steps of :mod:`medmtl.data.augment` in between::
@@ -25,6 +25,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 
 from medmtl.config import Config
+from medmtl.data.highlights import SuppressHighlights
 from medmtl.errors import UserError
 
 IMAGE = "image"
@@ -84,13 +85,15 @@ class Preprocess(Config):
 
     ``resize`` brings the whole image to that size, whatever its aspect ratio. ``window`` is the network's input: the
     centre of the (resized) image. An image smaller than the window is an error, unless ``pad`` fills it up with 0 on
-    both sides (dense targets with class 0). Without either, images keep their size.
+    both sides (dense targets with class 0). Without either, images keep their size. ``highlights`` fills the specular
+    highlights of the (resized) image; it moves nothing, so :meth:`restore` need not know.
     """
 
     channels: PositiveInt = 3
     resize: tuple[PositiveInt, ...] | None = None
     window: tuple[PositiveInt, ...] | None = None
     pad: bool = False
+    highlights: SuppressHighlights | None = None
     normalise: Normalise = NoNormalise()
 
     @model_validator(mode="after")
@@ -122,6 +125,8 @@ class Preprocess(Config):
             tensor = result[name]
             if self.resize and spatial != grid:
                 tensor = _resize_image(tensor, grid) if name == IMAGE else _resize_labels(tensor, grid)
+            if self.highlights is not None and name == IMAGE:
+                tensor = self.highlights.apply(tensor)
             if self.window:
                 tensor = _fit(tensor, [max(n, w) for n, w in zip(grid, self.window, strict=True)])
             if size is not None:

@@ -1,6 +1,7 @@
-"""How a manifest cell becomes a tensor: a class, a number or a mask. Errors name row, cell and remedy."""
+"""How a manifest cell becomes a tensor: a class, a number, a level or a mask. Errors name row, cell and remedy."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from medmtl.agreement.consensus import staple_labels
 from medmtl.data.case import Case
 from medmtl.errors import UserError
 from medmtl.files import inside
@@ -68,6 +70,29 @@ class NumberTarget:
 
 
 @dataclass(frozen=True)
+class LevelTarget:
+    """A whole number within [low, high] -> its place from ``low`` on, int64 []."""
+
+    low: int
+    high: int
+    dense: bool = False
+
+    def read(self, case: Case, cell: str, root: Path) -> Tensor:
+        value = float(NumberTarget(self.low, self.high).read(case, cell, root))
+        if not value.is_integer():
+            raise UserError(
+                "E-TGT-LEVEL",
+                f"{cell} is not one of the levels {self.low} to {self.high}",
+                "correct the cell, or use kind: regression for numbers in between",
+                where=f"manifest row {case.row}, case {case.case_id}",
+            )
+        return torch.tensor(int(value) - self.low)
+
+    def placeholder(self, size: tuple[int, ...]) -> Tensor:
+        return torch.tensor(0)
+
+
+@dataclass(frozen=True)
 class MaskTarget:
     """A label image whose pixel values are class indices 0 .. K-1 -> int64 [*S]."""
 
@@ -91,4 +116,54 @@ class MaskTarget:
         return torch.zeros(size, dtype=torch.int64)
 
 
-Target = ClassTarget | NumberTarget | MaskTarget
+ABSENT = -1  # everywhere in the plane of an annotator who did not annotate the image
+
+
+@dataclass(frozen=True)
+class AnnotatorsTarget:
+    """The masks of several annotators, columns ``target.<name>.<annotator>``, any of them empty -> int64 [P, *S].
+
+    One plane per annotator, in order, :data:`ABSENT` where there is no mask; with ``staple`` a last plane holds the
+    consensus by STAPLE, computed once on the image's own grid. A case without any mask is unlabelled.
+    """
+
+    classes: tuple[str, ...]
+    annotators: tuple[str, ...]
+    staple: bool = False
+    dense: bool = True
+
+    def planes(self, case: Case, name: str, root: Path) -> dict[int, Tensor]:
+        """Number of the plane -> uint8 or int64 [*S], for the masks that there are."""
+        reader = MaskTarget(self.classes)
+        kind = torch.uint8 if len(self.classes) < 256 else torch.int64  # many masks are kept in memory
+        found = {
+            number: reader.read(case, case.targets[f"{name}.{annotator}"], root).to(kind)
+            for number, annotator in enumerate(self.annotators)
+            if f"{name}.{annotator}" in case.targets
+        }
+        if len({mask.shape for mask in found.values()}) > 1:
+            sizes = ", ".join(f"{self.annotators[i]} {tuple(mask.shape)}" for i, mask in found.items())
+            raise UserError("E-TGT-SIZE", f"the masks of target.{name} differ in size: {sizes}",
+                            "make every mask on the image's own grid")  # fmt: skip
+        if found and self.staple:
+            consensus = staple_labels(torch.stack(list(found.values())).numpy(), classes=len(self.classes))
+            found[len(self.annotators)] = torch.from_numpy(consensus).to(kind)
+        return found
+
+    def join(self, planes: Mapping[int, Tensor], size: tuple[int, ...]) -> Tensor:
+        """int64 [P, *S] of planes after augmentation; without any, the placeholder."""
+        joined = torch.full((len(self.annotators) + self.staple, *size), ABSENT, dtype=torch.int64)
+        for number, plane in planes.items():
+            joined[number] = plane
+        return joined if planes else self.placeholder(size)
+
+    def placeholder(self, size: tuple[int, ...]) -> Tensor:
+        """The first annotator found nothing."""
+        joined = torch.full((len(self.annotators) + self.staple, *size), ABSENT, dtype=torch.int64)
+        joined[0] = 0
+        if self.staple:
+            joined[-1] = 0
+        return joined
+
+
+Target = ClassTarget | NumberTarget | LevelTarget | MaskTarget | AnnotatorsTarget

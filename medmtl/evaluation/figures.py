@@ -8,9 +8,11 @@ import numpy.typing as npt
 import pandas as pd
 
 from medmtl.evaluation import plots
+from medmtl.evaluation.case_error import error_size
 from medmtl.evaluation.plots import Figure
 from medmtl.tasks import AnyTask
 from medmtl.tasks.classification import ClassificationBase
+from medmtl.tasks.ordinal import Ordinal
 from medmtl.tasks.regression import Regression
 from medmtl.tasks.segmentation import Segmentation
 
@@ -30,6 +32,13 @@ def task_figures(table: pd.DataFrame, tasks: Mapping[str, AnyTask], result: Mapp
                 f"{name}/calibration": plots.calibration(rows, positive=positive),
                 f"{name}/confusion": plots.confusion(rows, classes=task.classes),
             }
+        elif isinstance(task, Ordinal):
+            figures |= {
+                f"{name}/confusion": plots.confusion(_as_places(rows, task), classes=task.levels),
+                f"{name}/level_errors": plots.level_errors(
+                    rows, levels=task.levels, lowest=task.lowest, unit=task.unit
+                ),
+            }
         elif isinstance(task, Regression):
             figures[f"{name}/agreement"] = plots.agreement(rows, unit=task.unit)
         elif isinstance(task, Segmentation):
@@ -39,33 +48,39 @@ def task_figures(table: pd.DataFrame, tasks: Mapping[str, AnyTask], result: Mapp
     return figures
 
 
+def _as_places(rows: pd.DataFrame, task: Ordinal) -> pd.DataFrame:
+    """The rows with levels counted from 0."""
+    return rows.assign(target=rows["target"] - task.lowest, prediction=rows["prediction"] - task.lowest)
+
+
 def galleries(table: pd.DataFrame, tasks: Mapping[str, AnyTask], thumbnail: Thumbnail, count: int) -> dict[str, Figure]:
     """The ``count`` worst errors of every task that is not auxiliary, as images."""
     figures = {}
     for name, task in tasks.items():
-        rows = table[(table["task"] == name) & table["target"].notna()]
-        if task.auxiliary or rows.empty or not count:
+        worst = worst_cases(table[table["task"] == name], task, count)
+        if task.auxiliary or not worst:
             continue
-        ranked = rows.assign(error=error_size(rows, task)).sort_values(["error", "case_id"], ascending=[False, True])
-        worst = ranked.head(count).to_dict("records")
-        items = [(thumbnail(row["case_id"]), f"{row['case_id']}\n{_caption(row, task)}") for row in worst]
+        items = [(thumbnail(case), caption) for case, caption in worst]
         figures[f"{name}/worst_errors"] = plots.worst_errors(items)
     return figures
 
 
-def error_size(rows: pd.DataFrame, task: AnyTask) -> np.ndarray:
-    """How wrong each labelled row is: 1 - p(true class), |error|, or 1 - mean Dice."""
-    if isinstance(task, ClassificationBase):
-        p = task.probabilities(rows)
-        return 1 - p[np.arange(len(rows)), rows["target"].to_numpy(int)]
-    if isinstance(task, Segmentation):
-        return 1 - rows[[f"dice.{name}" for name in task.classes[1:]]].mean(axis=1).to_numpy()
-    return np.abs(rows["prediction"] - rows["target"]).to_numpy(float)
+def worst_cases(rows: pd.DataFrame, task: AnyTask, count: int) -> list[tuple[str, str]]:
+    """(case id, caption) of the ``count`` largest errors among the labelled rows of one task."""
+    rows = rows[rows["target"].notna() & rows["prediction"].notna()]
+    if rows.empty:
+        return []
+    ranked = rows.assign(error=error_size(rows, task)).sort_values(["error", "case_id"], ascending=[False, True])
+    worst = ranked[ranked["error"].notna()].head(count).to_dict("records")
+    return [(row["case_id"], f"{row['case_id']}\n{_caption(row, task)}") for row in worst]
 
 
 def _caption(row: Mapping[Any, Any], task: AnyTask) -> str:
     if isinstance(task, ClassificationBase):
         return f"{row['target_label']}\nsaid {row['predicted_label']}\nerror {row['error']:.2f}"
+    if isinstance(task, Ordinal):
+        truth, said = (task.levels[int(row[side]) - task.lowest] for side in ("target", "prediction"))
+        return f"{truth}\nsaid {said}\nexpected {row['expected']:.2f}"
     if isinstance(task, Regression):
         return f"{row['target']:.3g}, said {row['prediction']:.3g}"
     return f"1 - Dice {row['error']:.2f}"
@@ -86,7 +101,7 @@ def history_figures(history: Iterable[Mapping[str, Any]]) -> dict[str, Figure]:
     shown = shown[parts.str.len() <= 3 + shown["name"].str.contains("dice|iou|hd95")]
     shown = shown.assign(name=shown["name"].str.replace(".", "/", n=1, regex=False))
     headline = shown[
-        shown["name"].str.endswith(("loss", "auroc", "balanced_accuracy", "mae", "pearson"))
+        shown["name"].str.endswith(("loss", "auroc", "balanced_accuracy", "mae", "pearson", "quadratic_kappa"))
         | shown["name"].str.contains("dice")
     ]
     figures = {"learning_curves": plots.loss_curves(headline)}

@@ -1,7 +1,7 @@
 """An evaluation as one HTML file that opens anywhere: no network, no script, the same bytes for the same input."""
 
 import base64
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from medmtl.evaluation.html import html_table, metric_meaning, metric_name, short_number, value_cell
 from medmtl.evaluation.plots import Figure, render
 from medmtl.evaluation.summary import UNKNOWN, usable_rows
 from medmtl.files import write_atomic
@@ -54,21 +55,24 @@ def write_report(
     figures: Mapping[str, Figure],
     provenance: Mapping[str, str],
     notes: Sequence[str] = (),
+    sections: Sequence[str] = (),
 ) -> Path:
     """Write the report of one evaluation to ``path``.
 
     ``figures`` named ``<task>/<plot>`` stand with their task, ``<task>/worst_errors`` is its gallery, others come last.
     ``provenance`` is shown as it is: bundle, manifest, split and configuration by their hashes. Of ``table`` nothing
-    but case ids, labels, predictions and scores is shown; ``meta.*`` columns are not.
+    but case ids, labels, predictions and scores is shown; ``meta.*`` columns are not. ``sections`` are HTML that other
+    modules made, between the headline and the tasks (of meta columns, values that enough groups share).
     """
     tasks = evaluation["tasks"]
     general = {name: figure for name, figure in figures.items() if name.partition("/")[0] not in tasks}
     sections = [
         _header(title, tasks, provenance, notes),
         _headlines(evaluation),
+        *sections,
         _labels(table, tasks),
         *(_task(name, entry, table, _of_task(figures, name)) for name, entry in tasks.items()),
-        f"<section><h2>Training and comparison</h2>{_plots(general)}</section>" if general else "",
+        f"<section><h2>Training, strata and comparison</h2>{_plots(general)}</section>" if general else "",
         _footer(evaluation["bootstrap"]),
     ]
     page = (
@@ -99,15 +103,16 @@ def _headlines(evaluation: Mapping[str, Any]) -> str:
     for name, task in evaluation["tasks"].items():
         for metric in task["headline"]:
             worst = task["worst_domain"].get(metric)
-            where = "-" if worst is None else f"{escape(worst['domain'])}: {_number(worst['value'])}"
+            where = "-" if worst is None else f"{escape(worst['domain'])}: {short_number(worst['value'])}"
             rows.append([
-                f'<a href="#{_anchor(name)}">{escape(name)}</a>', _name(metric), _value(task["overall"][metric]),
-                _number(task["control"]["constant"].get(metric)), where, str(task["overall"][metric]["n"]),
+                f'<a href="#{_anchor(name)}">{escape(name)}</a>', metric_name(metric),
+                value_cell(task["overall"][metric]),
+                short_number(task["control"]["constant"].get(metric)), where, str(task["overall"][metric]["n"]),
                 str(task["groups"]),
             ])  # fmt: skip
     level = f"{evaluation['bootstrap']['level']:.0%}"
     heads = ("task", "metric", f"value [{level} interval]", "constant", "worst domain", "cases", "groups")
-    return f"<section><h2>Headline</h2>{_table(heads, rows, text=(1, 4))}</section>"
+    return f"<section><h2>Headline</h2>{html_table(heads, rows, text=(1, 4))}</section>"
 
 
 def _labels(table: pd.DataFrame, tasks: Mapping[str, Any]) -> str:
@@ -123,7 +128,7 @@ def _labels(table: pd.DataFrame, tasks: Mapping[str, Any]) -> str:
         for name in tasks
     ]  # fmt: skip
     heads = ("task", *(escape(name) for name in parts), "all")
-    return f"<section><h2>Labels</h2><p class=soft>Labelled cases of all cases.</p>{_table(heads, body)}</section>"
+    return f"<section><h2>Labels</h2><p class=soft>Labelled cases of all cases.</p>{html_table(heads, body)}</section>"
 
 
 def _labelled(rows: pd.DataFrame) -> str:
@@ -156,11 +161,11 @@ def _counts(entry: Mapping[str, Any]) -> str:
 def _overall(entry: Mapping[str, Any]) -> str:
     control = entry["control"]["constant"]
     rows = [
-        [_name(metric), _value(cell), _number(control.get(metric)), str(cell["n"]),
-         f"<span class=soft>{escape(_meaning(metric))}</span>"]
+        [metric_name(metric), value_cell(cell), short_number(control.get(metric)), str(cell["n"]),
+         f"<span class=soft>{escape(metric_meaning(metric))}</span>"]
         for metric, cell in entry["overall"].items()
     ]  # fmt: skip
-    return _table(("metric", "value [interval]", "constant", "cases", "meaning"), rows, text=(4,))
+    return html_table(("metric", "value [interval]", "constant", "cases", "meaning"), rows, text=(4,))
 
 
 def _domains(entry: Mapping[str, Any]) -> str:
@@ -170,9 +175,9 @@ def _domains(entry: Mapping[str, Any]) -> str:
     rows: list[list[str | tuple[str, str]]] = []
     for domain, cells in entry["domains"].items():
         count = max((cell["n"] for cell in cells.values()), default=0)
-        values = [(_value(cells[metric], narrow=True), shades[metric].get(domain, "")) for metric in metrics]
+        values = [(value_cell(cells[metric], narrow=True), shades[metric].get(domain, "")) for metric in metrics]
         rows.append([escape(domain), str(count), *values])
-    return _table(("domain", "cases", *(_name(metric) for metric in metrics)), rows)
+    return html_table(("domain", "cases", *(metric_name(metric) for metric in metrics)), rows)
 
 
 def _shades(metric: str, domains: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
@@ -202,10 +207,10 @@ def _worst(rows: pd.DataFrame) -> str:
         return "<p class=soft>No case has an error.</p>"
     body = [
         [escape(str(row["case_id"])), escape(str(row["domain"])), _side(row, "target"), _side(row, "prediction"),
-         _number(float(row["_error"]))]
+         short_number(float(row["_error"]))]
         for _, row in worst.iterrows()
     ]  # fmt: skip
-    return _table(("case", "domain", "target", "prediction", meaning), body, text=(1,))
+    return html_table(("case", "domain", "target", "prediction", meaning), body, text=(1,))
 
 
 def _errors(rows: pd.DataFrame) -> tuple[np.ndarray, str]:
@@ -213,6 +218,8 @@ def _errors(rows: pd.DataFrame) -> tuple[np.ndarray, str]:
     overlap = [column for column in rows.columns if column.startswith("dice.") and rows[column].notna().any()]
     if overlap:
         return 1 - rows[overlap].mean(axis=1).to_numpy(float), "1 - mean Dice"
+    if "expected" in rows.columns and rows["expected"].notna().all():
+        return (rows["expected"] - rows["target"]).abs().to_numpy(float), "levels between expectation and truth"
     if "target_label" in rows.columns and rows["target_label"].notna().all():
         truth = [float(row.get(f"p.{row['target_label']}", np.nan)) for _, row in rows.iterrows()]
         return 1 - np.asarray(truth), "1 - probability of the truth"
@@ -222,7 +229,7 @@ def _errors(rows: pd.DataFrame) -> tuple[np.ndarray, str]:
 def _side(row: pd.Series, side: str) -> str:
     """A class by name, a number as it is."""
     label = row.get("target_label" if side == "target" else "predicted_label")
-    return escape(label) if isinstance(label, str) else _number(float(row[side]))
+    return escape(label) if isinstance(label, str) else short_number(float(row[side]))
 
 
 def _plots(figures: Mapping[str, Figure]) -> str:
@@ -240,50 +247,6 @@ def _plot(name: str, figure: Figure) -> str:
 
 def _of_task(figures: Mapping[str, Figure], task: str) -> dict[str, Figure]:
     return {name.partition("/")[2]: figure for name, figure in figures.items() if name.partition("/")[0] == task}
-
-
-def _table(heads: Iterable[str], rows: Sequence[Sequence[str | tuple[str, str]]], *, text: Sequence[int] = ()) -> str:
-    """An HTML table; a cell is HTML, or (HTML, style). Columns in ``text`` are set flush left."""
-    if not rows:
-        return "<p class=soft>Nothing to show.</p>"
-    head = "".join(f"<th{_flush(column, text)}>{title}</th>" for column, title in enumerate(heads))
-    body = "".join(
-        "<tr>" + "".join(_cell(cell, _flush(column, text)) for column, cell in enumerate(row)) + "</tr>\n"
-        for row in rows
-    )
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>'
-
-
-def _cell(cell: str | tuple[str, str], attribute: str) -> str:
-    content, style = (cell, "") if isinstance(cell, str) else cell
-    return f"<td{attribute}{f' style={chr(34)}{style}{chr(34)}' if style else ''}>{content}</td>"
-
-
-def _flush(column: int, text: Sequence[int]) -> str:
-    return ' class="text"' if column in text else ""
-
-
-def _value(cell: Mapping[str, Any], *, narrow: bool = False) -> str:
-    """``0.912 [0.880, 0.941]``, ``narrow`` in two lines; where something is undefined, why."""
-    aside = escape(cell["reason"]) if cell["low"] is None else f"[{_number(cell['low'])}, {_number(cell['high'])}]"
-    return f"{_number(cell['value'])}{'<br>' if narrow else ' '}<small>{aside}</small>"
-
-
-def _number(value: float | None) -> str:
-    """Three decimals below 10, one from 100: as many as an interval of a study of this size supports."""
-    if value is None or not np.isfinite(value):
-        return "-"
-    return f"{value:.3f}" if abs(value) < 10 else f"{value:.2f}" if abs(value) < 100 else f"{value:.1f}"
-
-
-def _name(metric: str) -> str:
-    entry = describe(metric)
-    return f"{escape(entry.label)}&nbsp;{'↑' if entry.higher_is_better else '↓'}"
-
-
-def _meaning(metric: str) -> str:
-    entry = describe(metric)
-    return f"{entry.description} ({entry.unit})" if entry.unit else entry.description
 
 
 def _anchor(name: str) -> str:

@@ -22,8 +22,8 @@ class Volume:
 
     Intensities are in modality units (HU, or the scanner's): rescaled, MONOCHROME1 inverted once, padding replaced.
     ``affine`` [4, 4] maps indices (i, j, k, 1) to millimetres in RAS+ (x to the right, y anterior, z superior), as in
-    NIfTI. It is None where nothing says where the image lies (a photograph, a projection); ``spacing`` then holds what is
-    known of the size of a pixel.
+    NIfTI. It is None where nothing says where the image lies (a photograph, a projection); ``spacing`` then holds what
+    is known of the size of a pixel.
     """
 
     array: npt.NDArray[np.generic]

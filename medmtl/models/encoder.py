@@ -149,6 +149,3 @@ def batch_to_group_norm(module: nn.Module) -> None:
             setattr(module, name, nn.Sequential(norm, *after))
         else:
             batch_to_group_norm(child)
-
-
-AnyEncoder = TimmConfig

@@ -1,38 +1,100 @@
-"""Feature pyramid -> one task's output: a pooled vector head, and the gradient reversal before an adversary."""
+"""Feature pyramid -> one task's output: a pooled head, ordered thresholds, the gradient reversal of an adversary."""
 
 from collections.abc import Sequence
 from math import exp
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medmtl.config import Config
 
 
 class PoolConfig(Config):
-    """Global average of the deepest map, optionally one hidden layer, dropout, an affine map."""
+    """The deepest map pooled over its positions, optionally one hidden layer, dropout, an affine map.
 
+    ``over: attention`` weighs what it pools (:class:`Attention`): the slices of a volume, the positions of an image.
+    """
+
+    over: Literal["mean", "attention"] = "mean"
     hidden: int = 0
     dropout: float = 0.0
 
-    def build(self, channels: int, out: int) -> "PooledHead":
-        return PooledHead(channels, out, self.hidden, self.dropout)
+    def build(self, channels: int, out: int, *, bias: bool = True) -> "PooledHead":
+        pool = Attention(channels) if self.over == "attention" else None
+        return PooledHead(channels, out, self.hidden, self.dropout, bias=bias, pool=pool)
 
 
 class PooledHead(nn.Module):
     """[B, C, *S] (any number of spatial dimensions) -> [B, out]."""
 
-    def __init__(self, channels: int, out: int, hidden: int, dropout: float) -> None:
+    def __init__(
+        self,
+        channels: int,
+        out: int,
+        hidden: int,
+        dropout: float,
+        *,
+        bias: bool = True,
+        pool: "Attention | None" = None,
+    ) -> None:
         super().__init__()
+        self.pool = pool
         layers: list[nn.Module] = []
         if hidden:
             layers += [nn.Linear(channels, hidden), nn.LayerNorm(hidden), nn.SiLU()]
         self.before = nn.Sequential(*layers, nn.Dropout(dropout))
-        self.affine = nn.Linear(hidden or channels, out)
+        self.affine = nn.Linear(hidden or channels, out, bias=bias)
 
     def forward(self, pyramid: Sequence[Tensor]) -> Tensor:
-        return self.affine(self.before(pyramid[-1].flatten(2).mean(-1)))
+        deepest = pyramid[-1]
+        pooled = deepest.flatten(2).mean(-1) if self.pool is None else self.pool(deepest)
+        return self.affine(self.before(pooled))
+
+
+class Attention(nn.Module):
+    """[B, C, *S] -> [B, C]: a mean weighted by gated attention (Ilse, Tomczak & Welling 2018, eq. 9).
+
+    Of a volume, the slices (first axis) are weighed, each being the mean of its positions; of an image, the positions.
+    ``a_k = softmax_k(w . (tanh(V h_k) * sigmoid(U h_k)))``; uniform at the start, where w is zero.
+    """
+
+    def __init__(self, channels: int, width: int = 64) -> None:
+        super().__init__()
+        self.value, self.gate = nn.Linear(channels, width), nn.Linear(channels, width)
+        self.score = nn.Linear(width, 1, bias=False)
+        nn.init.zeros_(self.score.weight)
+
+    def elements(self, features: Tensor) -> Tensor:
+        """What is weighed, [B, K, C]."""
+        return (features.flatten(3).mean(3) if features.ndim == 5 else features.flatten(2)).transpose(1, 2)
+
+    def weights(self, features: Tensor) -> Tensor:
+        """[B, K], of sum 1: how much each slice (or position) counts."""
+        h = self.elements(features)
+        return torch.softmax(self.score(torch.tanh(self.value(h)) * torch.sigmoid(self.gate(h))).squeeze(-1), dim=1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return (self.weights(features).unsqueeze(1) @ self.elements(features)).squeeze(1)
+
+
+class CumulativeHead(nn.Module):
+    """[B, C, *S] -> the log-odds of ``level > k``, [B, K-1]: one score, shifted by thresholds that never cross.
+
+    ``threshold_k = threshold_0 - sum_{j <= k} softplus(gap_j)``, so the order holds for any parameters. ``start`` [K-1]
+    are the thresholds at the beginning, descending.
+    """
+
+    def __init__(self, score: PooledHead, start: Tensor) -> None:
+        super().__init__()
+        self.score = score  # without bias: the first threshold is one
+        self.first = nn.Parameter(start[:1].clone())
+        self.gaps = nn.Parameter(torch.expm1((start[:-1] - start[1:]).clamp(min=1e-3)).log())  # softplus's inverse
+
+    def forward(self, pyramid: Sequence[Tensor]) -> Tensor:
+        steps = torch.cat([self.first, -F.softplus(self.gaps)])
+        return self.score(pyramid) + steps.cumsum(0)
 
 
 class _Reverse(torch.autograd.Function):

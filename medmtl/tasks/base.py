@@ -33,6 +33,10 @@ class Task(Config):
         """The metrics that are shown first and compared between runs."""
         return ()
 
+    def columns(self, name: str) -> tuple[str, ...]:
+        """The target columns (without ``target.``) that hold the labels of the task called ``name``."""
+        return (self.target or name,)
+
     def reader(self) -> Target:
         """How a manifest cell becomes a tensor."""
         raise TypeError(f"{type(self).__name__} reads no target")

@@ -40,6 +40,7 @@ APPEARANCE: dict[str, Any] = {
     "blur": {"sigma": 2.0},
     "noise": {"std": 0.5},
     "erase": {"fraction": 0.3},
+    "highlights": {"count": 3, "radius_px": 4.0},
 }
 AFFINE = {"rotate_deg": 180, "scale": (0.7, 1.4), "shear": 0.3}
 EVERYTHING = {"geometry": {"flip": True, "rotate90": True, "jitter_px": 3, "affine": AFFINE}, **APPEARANCE}
@@ -60,8 +61,9 @@ KEYS: dict[str, tuple[dict[str, Any], Any]] = {
         f"{group}.{key}": ({}, value)
         for group, tree in APPEARANCE.items()
         for key, value in tree.items()
-        if key != "band"
+        if key not in ("band", "radius_px")
     },
+    "highlights.radius_px": ({"highlights": {"count": 1}}, 3.0),
 }
 
 

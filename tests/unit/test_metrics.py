@@ -150,6 +150,39 @@ def test_regression_metrics_equal_scikit_learn_and_scipy_on_repeated_samples() -
             assert ours[name][row] == pytest.approx(oracle(y, p), abs=1e-9), (name, row)
 
 
+LEVEL = RNG.choice(6, size=N, p=[0.4, 0.25, 0.15, 0.1, 0.07, 0.03])
+EXPECTED = np.clip(LEVEL + RNG.normal(0, 1.2, N), 0, 5)
+ORDINAL: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+    "quadratic_kappa": lambda y, p: sk.cohen_kappa_score(y, p.round().astype(int), weights="quadratic"),
+    "mae": lambda y, p: sk.mean_absolute_error(y, p.round()),
+    "accuracy_within_1": lambda y, p: np.mean(np.abs(y - p.round()) <= 1),
+    "accuracy": lambda y, p: sk.accuracy_score(y, p.round().astype(int)),
+    "balanced_accuracy": lambda y, p: sk.balanced_accuracy_score(y, p.round().astype(int)),
+    "spearman": lambda y, p: scipy_stats.spearmanr(y, p).statistic,
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*y_pred contains classes not in y_true.*")
+def test_ordinal_metrics_equal_scikit_learn_on_repeated_samples() -> None:
+    ours = metrics.ordinal(LEVEL, EXPECTED.round(), EXPECTED, WEIGHTS)
+    assert set(ours) == set(ORDINAL)
+    for row in range(len(WEIGHTS)):
+        y, p = _repeated(row, LEVEL, EXPECTED)
+        for name, oracle in ORDINAL.items():
+            assert ours[name][row] == pytest.approx(oracle(y, p), abs=1e-9), (name, row)
+
+
+def test_quadratic_kappa_of_constants_is_0_or_undefined() -> None:
+    """A constant prediction agrees no more than chance; where chance is certain there is nothing to compare with."""
+    weights = np.array([[1.0, 1, 1], [2, 0, 0], [0, 1, 3]])
+    ours = metrics.ordinal([1, 3, 3], [3, 3, 3], [3, 3, 3], weights)["quadratic_kappa"]
+    assert ours[:2] == pytest.approx([0, 0])
+    assert np.isnan(ours[2])
+    levels, ones = np.array([[0, 2, 2, 3], [1, 2, 3, 3]]), np.ones((1, 4))
+    kappa, shifted = (metrics.ordinal(y, p, p, ones)["quadratic_kappa"] for y, p in (levels, levels + 7))
+    assert shifted == pytest.approx(kappa)
+
+
 def test_a_constant_has_no_correlation_and_no_r2_but_an_error() -> None:
     values = np.array([0.1, 0.1, 0.1, 5.0])
     weights = np.array([[1.0, 1, 1, 0], [1, 1, 1, 1]])
@@ -207,7 +240,8 @@ def test_best_threshold_is_the_midpoint_nearest_a_half() -> None:
 
 
 def test_every_metric_is_described_and_classes_inherit() -> None:
-    made = {*BINARY, *MULTICLASS, *REGRESSION, "dice", "iou", "hd95"}
+    annotators = {"ged", "agreement", "agreement_iou", "agreement_hd95", "human_agreement"}
+    made = {*BINARY, *MULTICLASS, *REGRESSION, *ORDINAL, "dice", "iou", "hd95", *annotators}
     assert made == set(metrics.METRICS)
     assert metrics.describe("dice.nucleus").label == "Dice nucleus"
     assert not metrics.describe("hd95.nucleus").higher_is_better

@@ -19,9 +19,10 @@ from laws import (
 )
 from pydantic import ValidationError
 
-from medmtl.models.head import AdversaryHead, Strength
+from medmtl.models.head import AdversaryHead, CumulativeHead, Strength
 from medmtl.tasks.base import Task, summary
 from medmtl.tasks.classification import Classification
+from medmtl.tasks.ordinal import Ordinal
 from medmtl.tasks.regression import Regression
 from medmtl.tasks.segmentation import Segmentation
 
@@ -39,11 +40,12 @@ def _fitted(task, samples=3000):
     if isinstance(task, Regression):
         labels = np.clip(rng.gamma(2, 1.5, samples), task.low, task.high)
         return task.fit(labels), torch.tensor(labels, dtype=torch.float32)
-    share = np.array([6, 3, 1][: len(task.classes)]) / sum([6, 3, 1][: len(task.classes)])
+    names = task.levels if isinstance(task, Ordinal) else task.classes
+    share = np.array([6, 3, 1, 1, 1][: len(names)]) / sum([6, 3, 1, 1, 1][: len(names)])
     if isinstance(task, Segmentation):
         masks = rng.choice(len(task.classes), (6, 8, 8), p=share)
         return task.fit(list(masks)), torch.tensor(masks)
-    labels = rng.choice(len(task.classes), samples, p=share)
+    labels = rng.choice(len(names), samples, p=share)
     return task.fit(labels), torch.tensor(labels)
 
 
@@ -56,7 +58,7 @@ def test_chance_costs_one(task):
     costs_about_one_at_chance(task, target, 1 - tolerance, 1 + tolerance)
 
 
-@everyone("binary", "graded", "focal", "smooth", "mse", "l1", "huber", "domain", "adversary")
+@everyone("binary", "graded", "focal", "smooth", "score", "stage", "mse", "l1", "huber", "domain", "adversary")
 def test_chance_costs_about_one_in_a_mask(task):
     """Cross-entropy costs 1; Dice 0.5 where half is foreground, 1 where next to none is: 0.65 to 1.05 together."""
     unweighted = task.model_copy(update={"class_weights": None})
@@ -72,7 +74,8 @@ def test_a_new_head_starts_at_the_constant_predictor_and_costs_at_most_one(task)
     torch.manual_seed(0)
     head = task.head(encoder)
     with torch.no_grad():
-        last = head.inner if isinstance(head, AdversaryHead) else head
+        last = {AdversaryHead: "inner", CumulativeHead: "score"}.get(type(head))
+        last = getattr(head, last) if last else head
         weight = last.predict.weight if isinstance(task, Segmentation) else last.affine.weight
         weight.zero_()
         pyramid = [torch.zeros(len(target), c, 8 // s[0], 8 // s[0])
@@ -105,6 +108,7 @@ def test_rows_and_metrics_agree_that_the_truth_is_perfect(task):
     target = targets_of(task, 12)
     found = summary(task, table(task, truth(task, target), target))
     perfect = {"balanced_accuracy": 1, "accuracy": 1, "auroc": 1, "mae": 0, "rmse": 0, "r2": 1, "cohen_kappa": 1}
+    perfect |= {"quadratic_kappa": 1, "accuracy_within_1": 1}
     perfect |= {f"dice.{name}": 1 for name in getattr(task, "classes", ())[1:]}
     checked = [name for name in found if name in perfect]
     assert checked and set(task.headline) <= set(found)
@@ -114,7 +118,7 @@ def test_rows_and_metrics_agree_that_the_truth_is_perfect(task):
 
 @everyone()
 def test_a_missing_label_leaves_the_prediction_and_no_target(task):
-    target = targets_of(task, 3)
+    target = targets_of(task, 6)
     decoded = task.decode(chance(task, target))
     known, unknown = task.row(decoded[0], target[0]), task.row(decoded[0], None)
     assert "target" in known and "target" not in unknown
@@ -138,8 +142,9 @@ def test_the_constant_control_depends_on_the_training_labels_alone(task):
     elif isinstance(task, Segmentation):
         assert found[f"dice.{task.classes[1]}"] == 0  # every mask has a foreground
     else:
-        assert found["balanced_accuracy"] == pytest.approx(1 / len(task.classes))
-        assert control[[f"p.{name}" for name in task.classes]].iloc[0].tolist() == pytest.approx(list(task.prior))
+        names = task.levels if isinstance(task, Ordinal) else task.classes
+        assert found["balanced_accuracy"] == pytest.approx(1 / len(names))
+        assert control[[f"p.{name}" for name in names]].iloc[0].tolist() == pytest.approx(list(task.prior))
 
 
 def test_balanced_weights_average_one_over_the_training_labels():

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from medmtl.data.synthetic import mitosis as synthetic
 from medmtl.data.case import Case, read_manifest
+from medmtl.data.synthetic import mitosis as synthetic
 from medmtl.errors import NothingUsable, UserError
 from medmtl.io.raster import read_image, read_mask, write_png
 from workflows.atypical_mitosis import prepare as script

@@ -11,18 +11,23 @@ from medmtl.evaluation.plots.canvas import BLUE, PALETTE, placeholder, render, s
 from medmtl.evaluation.plots.cases import agreement, mask_distribution, worst_errors
 from medmtl.evaluation.plots.classification import calibration, confusion, precision_recall, roc
 from medmtl.evaluation.plots.intervals import comparison_figure, domain_bars
+from medmtl.evaluation.plots.levels import level_errors
+from medmtl.evaluation.plots.strata import Evidence, failure_gallery, strata_forest
 from medmtl.evaluation.plots.training import gradient_cosine, loss_curves
 
 __all__ = [
     "BLUE",
     "PALETTE",
+    "Evidence",
     "Figure",
     "agreement",
     "calibration",
     "comparison_figure",
     "confusion",
     "domain_bars",
+    "failure_gallery",
     "gradient_cosine",
+    "level_errors",
     "loss_curves",
     "mask_distribution",
     "placeholder",
@@ -30,5 +35,6 @@ __all__ = [
     "render",
     "roc",
     "save",
+    "strata_forest",
     "worst_errors",
 ]

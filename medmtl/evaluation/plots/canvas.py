@@ -28,6 +28,12 @@ DPI = 120
 CELLS_WITH_TEXT = 12  # a larger matrix is drawn without numbers
 
 
+class Drawing(Figure):
+    """A figure that is finished when it is first rendered: file, report and MLflow share one PNG."""
+
+    png: bytes | None = None
+
+
 def placeholder(title: str, reason: str) -> Figure:
     """A figure that says why there is nothing to see."""
     figure, axes = single_panel(title)
@@ -49,17 +55,22 @@ def render(figure: Figure, kind: Literal["png", "svg"], *, salt: str = "medmtl")
 
     A name may hold dollar signs: text is taken as it is, not as mathematics.
     """
+    if kind == "png" and isinstance(figure, Drawing) and figure.png is not None:
+        return figure.png
     for text in figure.findobj(Text):
         text.set_parse_math(False)  # type: ignore[attr-defined]
     stream = io.BytesIO()
     with rc_context({"svg.hashsalt": salt}):
         figure.savefig(stream, format=kind, dpi=DPI, metadata={"Software": None} if kind == "png" else {"Date": None})
-    return stream.getvalue()
+    content = stream.getvalue()
+    if kind == "png" and isinstance(figure, Drawing):
+        figure.png = content
+    return content
 
 
 def titled_figure(title: str, *, width: float, height: float) -> Figure:
     """A figure of that size in inches under a title, without axes."""
-    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    figure = Drawing(figsize=(width, height), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=11.5, fontweight="bold")
     return figure

@@ -11,6 +11,7 @@ from medmtl.files import write_atomic
 from medmtl.inference.ledger import Cell, Entry
 from medmtl.tasks import AnyTask
 from medmtl.tasks.classification import ClassificationBase
+from medmtl.tasks.ordinal import Ordinal
 from medmtl.tasks.regression import Regression
 from medmtl.tasks.segmentation import Segmentation
 
@@ -32,6 +33,8 @@ def _of(name: str, task: AnyTask) -> list[str]:
     match task:
         case ClassificationBase():
             return [f"{name}.label", *(f"{name}.p.{label}" for label in task.classes)]
+        case Ordinal():
+            return [f"{name}.level", f"{name}.expected", *(f"{name}.p.{level}" for level in task.levels)]
         case Regression():
             return [f"{name}.value", f"{name}.unit"]
         case Segmentation():
@@ -40,11 +43,15 @@ def _of(name: str, task: AnyTask) -> list[str]:
 
 
 def global_cells(name: str, task: AnyTask, decoded: Tensor) -> dict[str, Cell]:
-    """Cells of a classification (probabilities [K]; the label at the frozen threshold) or a regression (one value)."""
+    """Cells of a task without a map: the label at the frozen threshold or the median level, with probabilities [K], or
+    a value."""
     row = task.row(decoded, None)
     if isinstance(task, Regression):
         return {f"{name}.value": row["prediction"], f"{name}.unit": task.unit}
     probabilities = {f"{name}.{key}": value for key, value in row.items() if key.startswith("p.")}
+    if isinstance(task, Ordinal):
+        level = task.levels[int(float(row["prediction"])) - task.lowest]
+        return {f"{name}.level": level, f"{name}.expected": row["expected"], **probabilities}
     return {f"{name}.label": row["predicted_label"], **probabilities}
 
 

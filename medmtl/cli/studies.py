@@ -1,84 +1,16 @@
-"""The command line. Every command imports what it needs when it runs, so that ``medmtl --help`` takes no time."""
+"""Commands about studies: check, train, evaluate, compare, and MLflow."""
 
 import json
-import logging
-import os
-import sys
-import traceback
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
-from medmtl import __version__
-from medmtl.errors import ENVIRONMENT, INTERRUPTED, OK, TrainingInterrupted, UserError
-
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    help="Multi-task learning for medical images from several sites, with gaps in the label table.",
-)
+from medmtl.cli.app import app, say
 
 ConfigFile = Annotated[Path, typer.Argument(help="A study's YAML file.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Keys to change, as optim.epochs=30.")]
 Runs = Annotated[Path, typer.Option(help="Folder that holds the runs.")]
-
-
-def main() -> None:
-    """Entry point: a user's mistake is one line and an exit code, never a bare traceback."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    sys.exit(run(sys.argv[1:]))
-
-
-def run(arguments: list[str]) -> int:
-    """Run a command line and return its exit code (0, 2 to 6, 130, 143: see README)."""
-    try:
-        result = app(arguments, standalone_mode=False)
-    except UserError as error:
-        _report(str(error))
-        return error.exit_code
-    except TrainingInterrupted as error:
-        _report(str(error))
-        return error.exit_code
-    except (KeyboardInterrupt, typer.Abort):
-        _report("interrupted")
-        return INTERRUPTED
-    except MemoryError:
-        _report("E-MEMORY the memory is used up — lower loader.batch_size, or set loader.cache: none")
-        return ENVIRONMENT
-    except Exception as error:
-        return _unexpected(error)
-    return result if isinstance(result, int) else OK
-
-
-def _unexpected(error: Exception) -> int:
-    """Click's usage errors, memory of a device, and defects of ours (the traceback goes to a file)."""
-    code = getattr(error, "exit_code", None)
-    if code is not None and hasattr(error, "show"):
-        error.show()
-        return int(code)
-    if type(error).__name__ == "OutOfMemoryError":
-        _report("E-MEMORY the device's memory is used up — lower loader.batch_size or preprocess.window")
-        return ENVIRONMENT
-    if os.environ.get("MEDMTL_TRACEBACK"):
-        raise error
-    path = Path("medmtl-error.log")
-    path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
-    _report(f"E-BUG {type(error).__name__} — this is a defect of medmtl; the traceback is in {path}")
-    return 1
-
-
-def _report(message: str) -> None:
-    typer.secho(message, fg=typer.colors.RED, err=True)
-
-
-@app.callback(invoke_without_command=True)
-def _options(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
-    if version:
-        typer.echo(__version__)
-        raise typer.Exit
 
 
 @app.command()
@@ -111,8 +43,8 @@ def train(
     from medmtl.study import Study
 
     study = load(Study, file, overrides or ())
-    folder = train_study(study.alone(single_task) if single_task else study, runs=runs, fresh=fresh, say=_say)
-    _say(f"next: medmtl evaluate {folder.path}")
+    folder = train_study(study.alone(single_task) if single_task else study, runs=runs, fresh=fresh, say=say)
+    say(f"next: medmtl evaluate {folder.path}")
 
 
 @app.command()
@@ -125,8 +57,8 @@ def evaluate(
     """Evaluate a run on its test cases: case table, metrics with intervals by domain, report."""
     from medmtl.results import evaluate_run
 
-    result = evaluate_run(_run_of(target, overrides or [], single_task, runs), say=_say)
-    _say(f"report: {result.report}")
+    result = evaluate_run(_run_of(target, overrides or [], single_task, runs), say=say)
+    say(f"report: {result.report}")
 
 
 def _run_of(target: Path, overrides: list[str], single_task: str | None, runs: Path):  # type: ignore[no-untyped-def]
@@ -164,43 +96,8 @@ def ensemble(
     from medmtl.results import evaluate_ensemble
     from medmtl.runs import RunFolder
 
-    result = evaluate_ensemble([RunFolder(path) for path in runs], out, say=_say)
-    _say(f"report: {result.report}")
-
-
-@app.command()
-def predict(
-    bundle: Annotated[Path, typer.Argument(help="Folder that `medmtl train` wrote: runs/.../bundle.")],
-    source: Annotated[Path, typer.Argument(help="Folder of PNG, JPEG and TIFF images.")],
-    out: Annotated[Path, typer.Argument(help="Folder for predictions.csv, overlays and the ledger.")],
-    batch_size: Annotated[int, typer.Option(min=1)] = 32,
-    device: str = "auto",
-    views: Annotated[
-        Literal["identity", "flips", "dihedral"] | None,
-        typer.Option(help="Views to average over; default: the bundle's."),
-    ] = None,
-    overlays: Annotated[bool, typer.Option(help="Draw the masks of dense tasks.")] = True,
-    overwrite: Annotated[bool, typer.Option(help="Replace the results of another bundle or other settings.")] = False,
-) -> int:
-    """Predict every image of a folder. Running again continues; a file that cannot be read is a row with a reason."""
-    from medmtl.inference.pipeline import Job
-    from medmtl.inference.pipeline import predict as predict_folder
-
-    job = Job(
-        bundle=bundle,
-        source=source,
-        out=out,
-        batch_size=batch_size,
-        device=device,
-        views=views,
-        overlays=overlays,
-        overwrite=overwrite,
-    )
-    summary = predict_folder(job)
-    _say(f"{summary.ok} of {summary.total} images have a result: {summary.paths['predictions']}")
-    if summary.failed:
-        _say(f"{summary.failed} have none, with reason and remedy: {summary.paths['errors']}")
-    return summary.exit_code
+    result = evaluate_ensemble([RunFolder(path) for path in runs], out, say=say)
+    say(f"report: {result.report}")
 
 
 @app.command()
@@ -223,7 +120,7 @@ def sync(run_folder: Annotated[Path, typer.Argument(help="A run's folder.")]) ->
     from medmtl.study import Study
 
     waiting = sync_folder(run_folder, load(Study, run_folder / "study.yaml").tracking)
-    _say(f"{waiting} records still wait" if waiting else "everything was sent")
+    say(f"{waiting} records still wait" if waiting else "everything was sent")
 
 
 @app.command()
@@ -237,10 +134,4 @@ def demo(
     """The main job on data that medmtl makes itself: train, evaluate, predict, report."""
     from medmtl.demo import run_demo
 
-    return run_demo(out, file, cases, say=_say)
-
-
-def _say(message: str) -> None:
-    """Print on rank 0 only."""
-    if os.environ.get("RANK", "0") == "0":
-        typer.echo(message)
+    return run_demo(out, file, cases, say=say)

@@ -1,0 +1,46 @@
+"""What one file is, as a line of the index. Runs in a worker process."""
+
+import json
+import os
+from dataclasses import asdict
+from typing import Any
+
+from medmtl.errors import UserError
+from medmtl.ingest.sniff import empty, ignored_kind, sniff, unknown
+from medmtl.ingest.tasks import Headers
+from medmtl.ingest.walk import Found
+from medmtl.io.dicom.header import Limits, NotDicom, header_to_json, read_header
+from medmtl.io.raster import pages
+
+
+def line_of(headers: Headers, found: Found) -> str:
+    """What a file is, as JSON; of DICOM with its header, of what is refused or ignored with the reason."""
+    record: dict[str, Any] = {"file": asdict(found), "kind": ignored_kind(found.path)}
+    try:
+        return json.dumps({**record, **_content(headers, found)})
+    except UserError as error:
+        return json.dumps({**record, "code": error.code, "what": error.what, "remedy": error.remedy})
+    except OSError as error:
+        what = os.strerror(error.errno) if error.errno else type(error).__name__
+        return json.dumps({**record, "code": "E-FILE-OPEN", "what": what})
+    except MemoryError:
+        return json.dumps({**record, "code": "E-ING-MEMORY", "what": "the memory does not suffice for its header"})
+
+
+def _content(headers: Headers, found: Found) -> dict[str, Any]:
+    if not found.size:
+        return {"code": empty(found.path), "what": "0 bytes"}
+    path = headers.root / found.path
+    kind = sniff(path)
+    if kind in ("dicom", "maybe-dicom"):
+        try:
+            header = read_header(path, limits=Limits(max_bytes=headers.max_bytes), keywords=headers.keywords)
+            return {"kind": "dicom", "header": header_to_json(header)}
+        except NotDicom:
+            if kind == "dicom":  # it has the preamble
+                raise
+            kind = "other"
+    if kind == "other":
+        code, what = unknown(found.path)
+        return {"code": code, "what": what}
+    return {"kind": "raster", "pages": pages(path)} if kind == "tiff" else {"kind": kind}

@@ -1,0 +1,224 @@
+"""One case: its pixels are read, checked, and written as a file of the study. Runs in a worker process."""
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medmtl.errors import EnvironmentFailure, UserError
+from medmtl.files import write_atomic
+from medmtl.ingest.cases import PlannedCase
+from medmtl.ingest.ledger import Entry, output_of
+from medmtl.ingest.rasters import check_depth, clean, pixels, turned
+from medmtl.ingest.sidecar import sidecar
+from medmtl.ingest.tasks import Made, Task
+from medmtl.ingest.thumbnail import thumbnail
+from medmtl.io.dicom.load import load
+from medmtl.io.masks import check_mask
+from medmtl.io.nifti import read_nifti, write_nifti
+from medmtl.io.raster import read_mask, write_png
+from medmtl.io.reasons import refusal
+from medmtl.io.volume import Note, Volume
+
+_MOST_FILLED = 1e-3  # of the voxels
+_DECIMALS = 6
+
+
+def make_case(task: Task) -> Made:
+    """Make one case. Whatever is wrong with it is its entry; a full disk is the job's business."""
+    began = time.perf_counter()
+    case = task.case
+    try:
+        entry = _make(task)
+    except EnvironmentFailure as error:
+        return Made(None, error)
+    except UserError as error:
+        entry = Entry(case.id, case.signature, "failed", error.code, error.what, error.remedy)
+    except MemoryError:
+        entry = _failed(case, refusal("E-ING-MEMORY", "the memory does not suffice for this image"))
+    except OSError as error:
+        what = os.strerror(error.errno) if error.errno else type(error).__name__
+        entry = _failed(case, refusal("E-FILE-OPEN", f"the file cannot be read ({what})"))
+    return Made(replace(entry, seconds=round(time.perf_counter() - began, 3)))
+
+
+def _check_unchanged(task: Task) -> None:
+    """Refuse files that are not what was planned with. DICOM files are checked as they are read."""
+    for found in task.case.files:
+        info = (task.source / found.path).stat()
+        if (info.st_size, info.st_mtime_ns) != (found.size, found.mtime_ns):
+            raise refusal("E-FILE-CHANGED", "the file changed since the folder was scanned")
+
+
+def _failed(case: PlannedCase, error: UserError) -> Entry:
+    return Entry(case.id, case.signature, "failed", error.code, error.what, error.remedy)
+
+
+def _make(task: Task) -> Entry:
+    case = task.case
+    if case.kind == "raster":
+        return _make_raster(task)
+    if case.stack is not None:
+        volume = _checked(load(case.stack), fill=task.fill_nan)
+        header, split = case.stack.first, dict(case.stack.split)
+    else:
+        path = task.source / case.files[0].path
+        volume = read_nifti(path, max_bytes=task.max_bytes, nan="fill" if task.fill_nan else "refuse")
+        header, split = None, {}
+    masks = _masks(task, volume)  # before anything is written: a wrong one refuses the case
+    if case.stack is None:
+        _check_unchanged(task)
+    flat = _as_picture(volume) if volume.affine is None and case.stack is not None else None
+    name = f"images/{case.id}{'.nii.gz' if flat is None else '.png'}"
+    paths = [write_nifti(task.out / name, volume) if flat is None else write_png(task.out / name, flat)]
+    paths += [write_nifti(task.out / mask_name(case, target, ".nii.gz"), mask) for target, mask in masks.items()]
+    notes = tuple((note.code, note.what) for note in volume.notes) + tuple(
+        (note.code, f"mask {target}: {note.what}") for target, mask in masks.items() for note in mask.notes
+    )
+    about = sidecar(kind=case.kind, volume=volume, header=header, split=split, notes=notes)
+    paths += _beside(task, about, thumbnail(volume))
+    return _done(task, name, paths, notes, _facts(volume))
+
+
+def _make_raster(task: Task) -> Entry:
+    """A picture: the file's own bytes where nothing in them identifies, else its pixels as PNG."""
+    case = task.case
+    path = task.source / case.files[0].path
+    array = pixels(path, case.page or 0)
+    if array.min() == array.max():
+        raise refusal("E-ING-EMPTY", f"every pixel is {array.flat[0]}")
+    masks = _raster_masks(task, array)
+    content = path.read_bytes()
+    _check_unchanged(task)
+    notes: list[tuple[str, str]] = []
+    copied = None if case.page is not None else _copy(path, content, keep=task.keep_names, notes=notes)
+    if copied is None:
+        check_depth(path)
+        name = f"images/{case.id}.png"
+        paths = [write_png(task.out / name, array)]
+        page = "" if case.page is None else f", page {case.page + 1}"
+        notes.append(("R-RAS-PNG", f"written anew as PNG, without metadata{page}"))
+    else:
+        name = f"images/{case.id}{_suffix(content)}"
+        paths = [write_atomic(task.out / name, copied)]
+        if copied != content and not np.array_equal(pixels(paths[0]), array):
+            paths[0].unlink()
+            raise refusal("E-IMG-DAMAGED", "without its metadata the picture is another one")
+    paths += [write_png(task.out / mask_name(case, target, ".png"), mask) for target, mask in masks.items()]
+    about = sidecar(kind="raster", volume=None, header=None, split={}, notes=tuple(notes))
+    paths += _beside(task, about, thumbnail(array))
+    facts = {"shape": list(array.shape), "dtype": str(array.dtype), "colour": array.ndim == 3}
+    return _done(task, name, paths, tuple(notes), facts)
+
+
+def _copy(path: Path, content: bytes, *, keep: bool, notes: list[tuple[str, str]]) -> bytes | None:
+    """The bytes to be written, or None where the picture must be written anew."""
+    if keep:
+        return content
+    cleaned = None if turned(path) else clean(content)
+    if cleaned is not None and cleaned.removed:
+        notes.append(("R-RAS-METADATA", f"metadata were removed: {', '.join(cleaned.removed)}"))
+    return cleaned.content if cleaned else None
+
+
+def _suffix(content: bytes) -> str:
+    return {b"\x89P": ".png", b"\xff\xd8": ".jpg"}.get(content[:2], ".tif")
+
+
+def _checked(volume: Volume, *, fill: bool) -> Volume:
+    """Refuse voxels that are no number (or fill a few of them), and an image of one value."""
+    array = volume.array
+    if array.dtype.kind == "f" and not (np.isfinite(array.min()) and np.isfinite(array.max())):
+        finite = np.isfinite(array)  # type: ignore[call-overload]
+        bad = array.size - int(np.count_nonzero(finite))
+        found = f"{bad:,} of {array.size:,} voxels ({100 * bad / array.size:.3g} %) are NaN or infinite"
+        if not fill or bad > _MOST_FILLED * array.size:
+            raise refusal("E-ING-NAN", found)
+        lowest = array.min(where=finite, initial=np.inf)
+        array = np.where(finite, array, lowest)
+        note = Note("R-ING-NAN", f"{found}; they hold the lowest finite value, {lowest:g}")
+        volume = replace(volume, array=array, notes=(*volume.notes, note))
+    if array.min() == array.max():
+        raise refusal("E-ING-EMPTY", f"all {array.size:,} voxels are {array.flat[0]}")
+    return volume
+
+
+def _as_picture(volume: Volume) -> np.ndarray | None:
+    """A projection or photograph as rows and columns from the top, where PNG holds its values exactly."""
+    array = volume.array
+    if array.shape[2] != 1 or (array.ndim == 4) != volume.colour:
+        return None
+    if array.dtype.kind not in "ui" or int(array.min()) < 0 or int(array.max()) > 65535:  # type: ignore[call-overload]
+        return None
+    upright = np.swapaxes(array[:, ::-1, 0], 0, 1)
+    return upright.astype(np.uint8 if volume.colour or array.dtype == np.uint8 else np.uint16)
+
+
+def _masks(task: Task, image: Volume) -> dict[str, Volume]:
+    """The masks of a volume by target, each checked against it. A wrong one refuses the case: half a label is none."""
+    found = {}
+    for target, path in task.case.masks.items():
+        mask = read_nifti(task.source / path, max_bytes=task.max_bytes, labels=True)
+        found[target] = check_mask(mask, image)
+    return found
+
+
+def _raster_masks(task: Task, image: np.ndarray) -> dict[str, np.ndarray]:
+    found = {}
+    for target, path in task.case.masks.items():
+        mask = read_mask(task.source / path, page=task.case.page or 0)
+        if mask.shape != image.shape[:2]:
+            what = f"the mask {target} is {list(mask.shape)}, the image {list(image.shape[:2])}"
+            raise refusal("E-MASK-SHAPE", what)
+        found[target] = mask
+    return found
+
+
+def mask_name(case: PlannedCase, target: str, suffix: str) -> str:
+    """Where the mask of a case lies in the study."""
+    return f"masks/{target}/{case.id}{suffix}"
+
+
+def _beside(task: Task, about: Mapping[str, Any], picture: bytes) -> list[Path]:
+    text = json.dumps(about, indent=2, allow_nan=False) + "\n"
+    return [
+        write_atomic(task.out / f"images/{task.case.id}.json", text),
+        write_atomic(task.out / f"thumbnails/{task.case.id}.png", picture),
+    ]
+
+
+def _done(
+    task: Task, image: str, paths: list[Path], notes: tuple[tuple[str, str], ...], facts: Mapping[str, Any]
+) -> Entry:
+    outputs = dict(output_of(task.out, path) for path in paths)
+    return Entry(task.case.id, task.case.signature, "ok", outputs=outputs, image=image, notes=notes, facts=facts)
+
+
+def _facts(volume: Volume) -> dict[str, Any]:
+    facts: dict[str, Any] = {
+        "shape": list(volume.array.shape),
+        "dtype": str(volume.array.dtype),
+        "colour": volume.colour,
+        "units": volume.units,
+    }
+    if volume.spacing is not None:
+        facts["spacing_mm"] = [round(float(step), _DECIMALS) for step in volume.spacing]
+    if volume.affine is not None:
+        facts["orientation"] = orientation(volume.affine)
+    return facts
+
+
+def orientation(affine: np.ndarray) -> str:
+    """The side that each axis runs to, as ``RAS``; of an oblique axis, the nearest."""
+    directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    codes, taken = ["?"] * 3, set()
+    for axis in np.argsort(-np.abs(directions).max(axis=0)):
+        order = [int(side) for side in np.argsort(-np.abs(directions[:, axis])) if int(side) not in taken]
+        taken.add(order[0])
+        codes[axis] = ("RL", "AP", "SI")[order[0]][int(directions[order[0], axis] < 0)]
+    return "".join(codes)

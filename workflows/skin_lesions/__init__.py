@@ -1,0 +1,1 @@
+"""Diagnosis of skin lesions together with how much annotators agree on their border (IMA++, ISIC, PAD-UFES-20)."""
