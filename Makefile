@@ -15,7 +15,7 @@ RUN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 LAUNCH := $(if $(filter-out 1,$(PROCESSES)),$(RUN)/torchrun --standalone --nproc-per-node=$(PROCESSES) -m medmtl,$(RUN)/medmtl)
 
-.PHONY: help install demo test check format prepare train single evaluate predict ui config bench clean
+.PHONY: help install demo test check format ingest deidentify prepare train single evaluate predict ui config bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -44,6 +44,15 @@ format: $(STAMP) ## format the code
 	$(RUN)/ruff format .
 	$(RUN)/ruff check --fix .
 
+ingest: $(STAMP) ## a folder of scans -> a study: SOURCE=folder OUT=folder [ARGS="--labels t.csv --label-key id"]
+	@test -n "$(SOURCE)" -a -n "$(OUT)" || { echo "make ingest SOURCE=/folder OUT=/folder" >&2; exit 2; }
+	$(RUN)/medmtl ingest "$(SOURCE)" "$(OUT)" $(ARGS)
+
+deidentify: $(STAMP) ## a folder of DICOM files without anybody's name, and the proof: SOURCE=folder OUT=folder
+	@test -n "$(SOURCE)" -a -n "$(OUT)" || { echo "make deidentify SOURCE=/folder OUT=/folder" >&2; exit 2; }
+	$(RUN)/medmtl deidentify "$(SOURCE)" "$(OUT)" $(ARGS)
+	$(RUN)/medmtl deidentify --verify "$(OUT)"
+
 prepare: $(STAMP) ## raw data set -> manifest: SOURCE=folder [DATA=folder] [ARGS="--masks none"]
 	@test -n "$(SOURCE)" || { echo "say where the raw data are: make prepare WORKFLOW=$(WORKFLOW) SOURCE=/path" >&2; exit 2; }
 	$(RUN)/python -m workflows.$(WORKFLOW).prepare "$(SOURCE)" "$(DATA)" $(ARGS)
@@ -71,6 +80,9 @@ config: $(STAMP) ## check CONFIG and print the resolved tree
 bench: $(STAMP) ## benchmarks: ratios measured in one run
 	$(RUN)/python benchmarks/step_overhead.py
 	$(RUN)/python benchmarks/augment_cost.py
+	$(RUN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[bench]"
+	$(RUN)/python benchmarks/ingest_throughput.py --series 4
+	$(RUN)/python benchmarks/dicom_correctness.py
 
 clean: ## remove .venv and caches, keep data and runs
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build *.egg-info

@@ -1,7 +1,7 @@
 """Every code that reading and ingesting scans can end with: what it means and what to do about it.
 
 ``E-`` refused, ``R-`` repaired, ``W-`` accepted with a warning, ``I-`` ignored. Codes are stable and can be searched
-for; ``docs/ingestion.md`` is written from this table.
+for; ``docs/codes.md`` is this table (``python -m medmtl.io.reasons > docs/codes.md``).
 """
 
 from medmtl.errors import SafetyRefusal, UserError
@@ -142,3 +142,25 @@ def refusal(code: str, what: str, *, where: str = "") -> UserError:
     """The error of a known code; a code that the table does not hold is a defect."""
     kind = SafetyRefusal if code.startswith(("E-SEC-", "E-DEID-KEY", "E-DEID-PLACE")) else UserError
     return kind(code, what, REMEDY[code], where=where)
+
+
+_OUTCOMES = {"E": "refused", "R": "repaired", "W": "warning", "I": "ignored"}
+
+
+def as_markdown() -> str:
+    """The whole table, in its own order."""
+    rows = [f"| `{code}` | {_OUTCOMES[code[0]]} | {remedy} |" for code, remedy in REMEDY.items()]
+    return "\n".join(
+        [
+            "# Codes of reading, ingesting and de-identifying scans",
+            "",
+            "| code | | what to do |",
+            "|---|---|---|",
+            *rows,
+            "",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    print(as_markdown(), end="")
