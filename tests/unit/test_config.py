@@ -164,8 +164,9 @@ def test_the_check_for_unread_keys_can_fail():
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_shipped_configuration_is_valid_and_builds_its_model(path):
     study = load(Study, path)
-    tasks = {name: task.model_copy(update={"classes": ("x", "y")}) if task.kind.startswith("domain") else task
-             for name, task in study.tasks.items()}  # fmt: skip
+    data = {"domain": {"classes": ("x", "y")}, "domain_adversary": {"classes": ("x", "y")},
+            "annotators": {"annotators": ("x", "y")}}  # what a manifest says  # fmt: skip
+    tasks = {name: task.model_copy(update=data.get(task.kind, {})) for name, task in study.tasks.items()}
     spec = ModelSpec(preprocess=study.preprocess, encoder=study.encoder, tasks=tasks, views=study.views)
     outputs = spec.build(load_weights=False).eval()(example_input(spec))
     assert set(outputs) == set(study.tasks)
