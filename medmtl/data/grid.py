@@ -1,0 +1,184 @@
+"""A volume on the grid that a network sees, and back: axes turned, voxels of one size, intensities in [0, 1].
+
+Tensor axes are (D, H, W); which way they run in the patient is said by three letters, ``SAR`` by default: slices from
+the feet to the head, rows from the back to the front, columns from left to right. Turning is exact; resampling is
+linear (after smoothing where voxels grow), along one axis after the other.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal, Self
+
+import numpy as np
+import torch
+from pydantic import Field, PositiveFloat, field_validator, model_validator
+from scipy.ndimage import gaussian_filter1d
+from torch import Tensor
+
+from medmtl.config import Config
+from medmtl.errors import UserError
+from medmtl.io.affine import spacing_mm
+from medmtl.io.orient import Turn, is_axes, turn_to
+from medmtl.io.volume import Floats, Volume
+
+_SAMPLE = 2_000_000  # voxels that a percentile looks at, evenly spread
+
+
+class RangeIntensity(Config):
+    """[``low``, ``high``] in the image's units becomes [0, 1], what lies beyond is cut: a CT's window in HU."""
+
+    kind: Literal["range"] = "range"
+    low: float
+    high: float
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if not self.low < self.high:
+            raise ValueError(f"low {self.low} is not below high {self.high}; write the smaller first")
+        return self
+
+    def limits(self, image: Tensor) -> tuple[float, float]:
+        return self.low, self.high
+
+
+class PercentileIntensity(Config):
+    """The image's own percentiles become 0 and 1: for MR, whose units mean nothing from one scanner to the next.
+
+    With ``foreground`` they are those of the voxels above the lowest value, so that the share of air does not matter.
+    """
+
+    kind: Literal["percentile"] = "percentile"
+    low: Annotated[float, Field(ge=0, lt=100)] = 0.5
+    high: Annotated[float, Field(gt=0, le=100)] = 99.5
+    foreground: bool = True
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if not self.low < self.high:
+            raise ValueError(f"low {self.low} is not below high {self.high}; write the smaller first")
+        return self
+
+    def limits(self, image: Tensor) -> tuple[float, float]:
+        values = image[image > image.min()] if self.foreground else image.flatten()
+        if not values.numel():
+            raise UserError("E-IMG-CONSTANT", "every voxel has the same value", "check the image, or drop the case")
+        some = values[:: max(1, len(values) // _SAMPLE)]
+        low, high = np.percentile(some.numpy(), (self.low, self.high))
+        return (float(image.min()) if self.foreground else float(low)), float(high)
+
+
+Intensity = Annotated[RangeIntensity | PercentileIntensity, Field(discriminator="kind")]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where the tensor of a volume lies in it: what leads back."""
+
+    native: tuple[int, int, int]
+    turn: Turn
+    ratios: tuple[float, float, float]  # new voxel size by old one, along D, H, W
+    shape: tuple[int, int, int]  # of the tensor
+    affine: Floats  # tensor indices (d, h, w, 1) -> mm, RAS+
+
+    def to_native(self, maps: Tensor) -> Tensor:
+        """Maps [K, D, H, W] on the volume's own voxels, [K, I, J, K]; linear, the outermost value beyond the ends."""
+        turned = [self.native[axis] for axis in self.turn.source]
+        for axis, (ratio, n) in enumerate(zip(self.ratios, turned, strict=True), start=1):
+            if ratio != 1.0:
+                places = (torch.arange(n, dtype=torch.float64) + 0.5) / ratio - 0.5
+                maps = _linear_at(maps, axis, places)
+        array = maps.movedim(0, -1).numpy()
+        return torch.from_numpy(np.ascontiguousarray(self.turn.undo(array))).movedim(-1, 0)
+
+
+class VolumeGrid(Config):
+    """How a volume becomes a tensor. ``spacing_mm``: the voxels' size along (D, H, W); None keeps the volume's own."""
+
+    axes: str = "SAR"
+    spacing_mm: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
+    intensity: Intensity = PercentileIntensity()
+
+    @field_validator("axes")
+    @classmethod
+    def _anatomical(cls, axes: str) -> str:
+        if not is_axes(axes):
+            raise ValueError(f"axes {axes!r} are not three of R/L, A/P and S/I; write for example SAR")
+        return axes
+
+    def place(self, volume: Volume) -> Grid:
+        """The grid of a volume; refused without a place (``E-VOL-PLACE``) or with another number of dimensions."""
+        if volume.colour or volume.array.ndim != 3:
+            what = "colour" if volume.colour else f"{volume.array.ndim} dimensions"
+            raise UserError(
+                "E-VOL-DIMENSIONS",
+                f"a grey volume of 3 dimensions was expected, the image has {what}",
+                "choose one time point, or another image, and ingest again",
+            )
+        if volume.affine is None:
+            raise UserError(
+                "E-VOL-PLACE",
+                "nothing says where the voxels lie in the patient",
+                "restore sform or qform, or ingest the DICOM files again",
+            )
+        shape = (volume.array.shape[0], volume.array.shape[1], volume.array.shape[2])
+        turn, affine = turn_to(volume.affine, shape, self.axes)
+        turned = [shape[axis] for axis in turn.source]
+        old = spacing_mm(affine)
+        ratios = tuple(new / float(size) for new, size in zip(self.spacing_mm or old, old, strict=True))
+        ratios = tuple(1.0 if abs(ratio - 1) < 1e-4 else ratio for ratio in ratios)
+        size = tuple(max(1, math.floor(n / ratio + 1e-6)) for n, ratio in zip(turned, ratios, strict=True))
+        moved = affine.copy()
+        moved[:3, :3] = affine[:3, :3] * np.array(ratios)
+        moved[:3, 3] = affine[:3, :3] @ ((np.array(ratios) - 1) / 2) + affine[:3, 3]
+        assert len(size) == len(ratios) == 3
+        return Grid(shape, turn, (ratios[0], ratios[1], ratios[2]), (size[0], size[1], size[2]), moved)
+
+    def image(self, volume: Volume) -> tuple[Tensor, Grid]:
+        """The image as float32 [1, D, H, W] in [0, 1], and its grid."""
+        grid = self.place(volume)
+        tensor = torch.from_numpy(np.ascontiguousarray(grid.turn.apply(volume.array), dtype=np.float32))[None]
+        low, high = self.intensity.limits(tensor)
+        for axis, (ratio, n) in enumerate(zip(grid.ratios, grid.shape, strict=True), start=1):
+            if ratio != 1.0:
+                tensor = _resample(tensor, axis, ratio, n)
+        return ((tensor - low) / max(high - low, 1e-12)).clamp(0, 1), grid
+
+    def labels(self, mask: Volume, image: Volume) -> Tensor:
+        """A mask on its image's grid (checked by :func:`medmtl.io.masks.check_mask`) as int64 [D, H, W]."""
+        grid = self.place(image)
+        tensor = torch.from_numpy(np.ascontiguousarray(grid.turn.apply(mask.array)).astype(np.int64))
+        for axis, (ratio, n) in enumerate(zip(grid.ratios, grid.shape, strict=True)):
+            if ratio != 1.0:
+                places = ((torch.arange(n, dtype=torch.float64) + 0.5) * ratio - 0.5).round().long()
+                tensor = tensor.index_select(axis, places.clamp(0, tensor.shape[axis] - 1))
+        return tensor
+
+
+def _resample(tensor: Tensor, axis: int, ratio: float, size: int) -> Tensor:
+    """``size`` values ``ratio`` old voxels apart, the first one's outer border on the old one's.
+
+    Where voxels grow, a Gaussian first makes the old ones as wide as the new ones: sigma^2 = (ratio^2 - 1) / (8 ln 2)
+    old voxels squared (Cardoso et al. 2015, matching of point spread functions). Being symmetric it moves nothing,
+    which torch's antialiased interpolation does, by up to 0.1 voxels.
+    """
+    if ratio > 1:
+        sigma = math.sqrt((ratio**2 - 1) / (8 * math.log(2)))
+        tensor = torch.from_numpy(gaussian_filter1d(tensor.numpy(), sigma, axis=axis, mode="nearest"))
+    return _linear_at(tensor, axis, (torch.arange(size, dtype=torch.float64) + 0.5) * ratio - 0.5)
+
+
+def _linear_at(tensor: Tensor, axis: int, places: Tensor) -> Tensor:
+    """Values of ``tensor`` at fractional ``places`` along ``axis``; beyond its ends, the last one."""
+    inside = places.clamp(0, tensor.shape[axis] - 1)
+    below = inside.floor().long().clamp(max=max(tensor.shape[axis] - 2, 0))
+    weight = (inside - below).to(tensor.dtype).reshape([-1 if i == axis else 1 for i in range(tensor.ndim)])
+    above = (below + 1).clamp(max=tensor.shape[axis] - 1)
+    return tensor.index_select(axis, below) * (1 - weight) + tensor.index_select(axis, above) * weight
+
+
+def affine_of(grid: Grid, start: Sequence[int] = (0, 0, 0)) -> Floats:
+    """The affine of a window of the tensor that begins at ``start``."""
+    moved = grid.affine.copy()
+    moved[:3, 3] += grid.affine[:3, :3] @ np.array(start, float)
+    return moved

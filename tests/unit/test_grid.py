@@ -1,0 +1,185 @@
+"""Volumes on a network's grid and back: positions in the patient, values, masks, and what is refused."""
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from laws import refuses
+from monai.data import MetaTensor
+from monai.transforms import Orientation
+from nibabel.orientations import aff2axcodes
+
+from medmtl.config import validate
+from medmtl.data.grid import PercentileIntensity, RangeIntensity, VolumeGrid
+from medmtl.io.orient import turn_to
+from medmtl.io.volume import Volume
+
+
+def rotation(*degrees):
+    """Turns about x, y and z, one after the other."""
+    R = np.eye(3)
+    for axis, angle in enumerate(np.radians(degrees)):
+        i, j = [(1, 2), (2, 0), (0, 1)][axis]
+        turn = np.eye(3)
+        turn[[i, i, j, j], [i, j, i, j]] = np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle)
+        R = turn @ R
+    return R
+
+
+def affine(codes, zooms, degrees=(0, 0, 0), origin=(-40.0, 25.0, 7.0)):
+    """Axes along ``codes``, then turned obliquely."""
+    directions = {"R": (1, 0, 0), "L": (-1, 0, 0), "A": (0, 1, 0), "P": (0, -1, 0), "S": (0, 0, 1), "I": (0, 0, -1)}
+    result = np.eye(4)
+    result[:3, :3] = rotation(*degrees) @ np.array([directions[code] for code in codes], float).T * np.array(zooms)
+    result[:3, 3] = origin
+    return result
+
+
+PLACES = {
+    "RAS": affine("RAS", (1, 1, 1)),
+    "LAS anisotropic": affine("LAS", (0.8, 0.8, 3.0)),
+    "PSR": affine("PSR", (2, 2, 2)),
+    "LPS oblique": affine("LPS", (0.9, 1.1, 2.5), (12, -17, 8)),
+    "IPL doubly oblique": affine("IPL", (1.7, 0.6, 1.2), (-31, 22, 14)),
+}
+SPACINGS = [None, (2.0, 1.5, 1.5), (0.7, 0.9, 1.1)]
+places = pytest.mark.parametrize("place", PLACES)
+
+
+def blob(where, shape, centre_mm, sigma_mm=4.0):
+    """A Gaussian about a point of the patient, sampled at the voxels of an affine."""
+    index = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1)
+    world = index @ where[:3, :3].T + where[:3, 3]
+    return np.exp(-((world - centre_mm) ** 2).sum(-1) / (2 * sigma_mm**2))
+
+
+def centroid_mm(image, where):
+    index = np.stack(np.meshgrid(*map(np.arange, image.shape), indexing="ij"), -1)
+    return where[:3, :3] @ (index * image[..., None]).sum((0, 1, 2)) / image.sum() + where[:3, 3]
+
+
+@places
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_a_mark_keeps_its_place_in_the_patient_there_and_back(place, spacing):
+    where, shape = PLACES[place], (48, 52, 40)
+    mark = where[:3, :3] @ np.array([22.0, 27.0, 19.0]) + where[:3, 3]
+    volume = Volume(blob(where, shape, mark).astype(np.float32), where)
+    tensor, grid = VolumeGrid(spacing_mm=spacing, intensity=RangeIntensity(low=0, high=1)).image(volume)
+    assert np.linalg.norm(centroid_mm(tensor[0].numpy(), grid.affine) - mark) < 0.1
+    back = grid.to_native(tensor)[0].numpy()
+    assert back.shape == shape and np.linalg.norm(centroid_mm(back, where) - mark) < 0.1
+    if spacing is None:
+        np.testing.assert_array_equal(back, volume.array)
+
+
+@places
+@pytest.mark.parametrize("codes", ["SAR", "ASR", "LPS"])
+def test_axes_run_as_asked_and_agree_with_monai(place, codes):
+    where = PLACES[place]
+    array = np.random.default_rng(0).normal(size=(5, 6, 7))
+    turn, turned = turn_to(where, array.shape, codes)
+    assert aff2axcodes(turned) == tuple(codes)
+    oracle = Orientation(codes)(MetaTensor(array[None], affine=torch.tensor(where)))
+    np.testing.assert_allclose(turn.apply(array), oracle[0].numpy())
+    np.testing.assert_allclose(turned, oracle.affine.numpy(), atol=1e-9)
+    np.testing.assert_array_equal(turn.undo(turn.apply(array)), array)
+
+
+def test_voxels_have_the_size_that_was_asked_for():
+    grid = VolumeGrid(spacing_mm=(2.0, 1.5, 0.5)).place(Volume(np.zeros((40, 40, 41)), PLACES["LPS oblique"]))
+    np.testing.assert_allclose(np.linalg.norm(grid.affine[:3, :3], axis=0), (2.0, 1.5, 0.5))
+    assert grid.shape == (51, 29, 72)
+
+
+def test_a_linear_ramp_of_the_patient_stays_one():
+    """Resampling is linear: inside, every new voxel holds the ramp's value at its own place."""
+    where = PLACES["LPS oblique"]
+    index = np.stack(np.meshgrid(*map(np.arange, (30, 31, 20)), indexing="ij"), -1)
+    ramp = (index @ where[:3, :3].T + where[:3, 3]) @ np.array([0.3, -0.2, 0.5])
+    tensor, grid = VolumeGrid(spacing_mm=(3.1, 1.4, 0.8), intensity=RangeIntensity(low=-200, high=200)).image(
+        Volume(ramp, where)
+    )
+    index = np.stack(np.meshgrid(*map(np.arange, grid.shape), indexing="ij"), -1)
+    expected = ((index @ grid.affine[:3, :3].T + grid.affine[:3, 3]) @ np.array([0.3, -0.2, 0.5]) + 200) / 400
+    inner = (slice(3, -3),) * 3
+    np.testing.assert_allclose(tensor[0].numpy()[inner], expected[inner], atol=2e-5)
+
+
+@places
+def test_a_mask_goes_where_its_image_goes(place):
+    where, shape = PLACES[place], (30, 28, 32)
+    rng = np.random.default_rng(1)
+    image = rng.random(shape).astype(np.float32)
+    mask = (image > 0.5).astype(np.int16) * 3
+    config = VolumeGrid(intensity=RangeIntensity(low=0, high=1))
+    tensor, _ = config.image(Volume(image, where))
+    labels = config.labels(Volume(mask, where), Volume(image, where))
+    assert labels.dtype == torch.int64 and torch.equal(labels, (tensor[0] > 0.5).long() * 3)
+    coarse = VolumeGrid(spacing_mm=(2.0, 2.0, 2.0))
+    labels = coarse.labels(Volume(mask, where), Volume(image, where))
+    assert tuple(labels.shape) == coarse.place(Volume(image, where)).shape and set(labels.unique().tolist()) <= {0, 3}
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.permutations("RAS"), st.lists(st.booleans(), min_size=3, max_size=3),
+    st.lists(st.floats(0.4, 4), min_size=3, max_size=3), st.lists(st.floats(-20, 20), min_size=3, max_size=3),
+    st.lists(st.integers(1, 9), min_size=3, max_size=3),
+)  # fmt: skip
+def test_corners_of_any_volume_lie_where_they_lay(codes, flips, zooms, degrees, shape):
+    opposite = {"R": "L", "A": "P", "S": "I"}
+    where = affine([opposite[c] if f else c for c, f in zip(codes, flips, strict=True)], zooms, degrees)
+    volume = Volume(np.arange(np.prod(shape), dtype=float).reshape(shape), where)
+    grid = VolumeGrid().place(volume)
+    turned = grid.turn.apply(volume.array)
+    for corner in np.ndindex(2, 2, 2):
+        there = tuple(int(c * (n - 1)) for c, n in zip(corner, turned.shape, strict=True))
+        here = np.argwhere(volume.array == turned[there])[0]
+        np.testing.assert_allclose(grid.affine[:3, :3] @ there + grid.affine[:3, 3],
+                                   where[:3, :3] @ here + where[:3, 3], atol=1e-6)  # fmt: skip
+
+
+def test_intensities_of_a_window_and_of_percentiles():
+    array = np.linspace(-1000, 3000, 4001).reshape(1, 1, -1)
+    tensor, _ = VolumeGrid(intensity=RangeIntensity(low=-100, high=300)).image(Volume(array, np.eye(4)))
+    values = tensor.flatten().numpy()
+    assert values.min() == 0 and values.max() == 1 and values[1100] == pytest.approx(0.5)
+    brain = np.zeros((10, 10, 10))
+    brain[3:7, 3:7, 3:7] = np.random.default_rng(0).uniform(50, 150, (4, 4, 4))
+    low, high = PercentileIntensity().limits(torch.from_numpy(brain))
+    assert low == 0 and high == pytest.approx(np.percentile(brain[brain > 0], 99.5))
+    wide = np.pad(brain, 20)
+    assert PercentileIntensity().limits(torch.from_numpy(wide)) == (low, high)  # air does not count
+    assert PercentileIntensity(foreground=False).limits(torch.from_numpy(wide))[1] < high
+
+
+@pytest.mark.parametrize(
+    ("volume", "code"),
+    [
+        (Volume(np.zeros((4, 4, 4, 2)), np.eye(4)), "E-VOL-DIMENSIONS"),
+        (Volume(np.zeros((4, 4, 4, 3), np.uint8), np.eye(4), colour=True), "E-VOL-DIMENSIONS"),
+        (Volume(np.zeros((4, 4, 4)), None), "E-VOL-PLACE"),
+        (Volume(np.zeros((4, 4, 4)), np.eye(4)), "E-IMG-CONSTANT"),
+    ],
+)
+def test_what_is_no_volume_is_refused(volume, code):
+    refuses(code, lambda: VolumeGrid().image(volume))
+
+
+@pytest.mark.parametrize("wrong", [{"axes": "RLA"}, {"axes": "XYZ"}, {"spacing_mm": [1, 0, 1]},
+                                   {"intensity": {"kind": "range", "low": 5, "high": 5}}])  # fmt: skip
+def test_a_grid_that_cannot_be_is_refused(wrong):
+    refuses("E-CFG", lambda: validate(VolumeGrid, wrong, where="test"))
+
+
+def test_nibabel_reads_the_native_result_at_its_place(tmp_path):
+    where = PLACES["IPL doubly oblique"]
+    volume = Volume(np.random.default_rng(0).random((7, 8, 9)), where)
+    tensor, grid = VolumeGrid(intensity=RangeIntensity(low=0, high=1)).image(volume)
+    nib.save(nib.Nifti1Image(tensor[0].numpy(), grid.affine), tmp_path / "t.nii.gz")
+    there = nib.as_closest_canonical(nib.load(tmp_path / "t.nii.gz"))
+    here = nib.as_closest_canonical(nib.Nifti1Image(volume.array.astype(np.float32), where))
+    np.testing.assert_allclose(there.get_fdata(), here.get_fdata(), atol=1e-6)
+    np.testing.assert_allclose(there.affine, here.affine, atol=1e-5)
