@@ -63,9 +63,9 @@ Written by `benchmarks/dicom_correctness.py` with {versions}. Every folder is dr
 
 {table}
 
-Two rows rest on a convention: dcm2niix and MONAI's PydicomReader leave MONOCHROME1 and PixelPaddingValue to the user of the volume, and
-their column calls that wrong, because nothing in what they return tells that user. A guess counts as wrong where the
-files do not hold the answer (no orientation, a slope of 0), even if it is the usual one.
+Two rows rest on a convention: dcm2niix and MONAI's PydicomReader leave MONOCHROME1 and PixelPaddingValue to the
+user of the volume, and their column calls that wrong, because nothing in what they return tells that user. A guess
+counts as wrong where the files do not hold the answer (no orientation, a slope of 0), even if it is the usual one.
 """
 Volumes = list[tuple[np.ndarray, np.ndarray | None]]
 

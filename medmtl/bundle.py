@@ -134,5 +134,5 @@ def _sha256(content: bytes) -> str:
 
 def example_input(spec: ModelSpec) -> torch.Tensor:
     """Zeros of the size that the network sees, [1, C, *S]; 64 pixels an axis where the specification leaves it open."""
-    size = spec.preprocess.window or spec.preprocess.resize or (64, 64)
+    size = spec.preprocess.window or spec.preprocess.resize or (64,) * (2 if spec.preprocess.volume is None else 3)
     return torch.zeros(1, spec.preprocess.channels, *size)

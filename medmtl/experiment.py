@@ -338,8 +338,7 @@ def _finish(
     say(f"best {trainer.monitor} on validation: {value}; bundle {identifier} in {run.bundle}")
     tracker: Any = next((member for member in callbacks.members if hasattr(member, "log_model")), None)
     if tracker is not None:
-        size = study.preprocess.window or study.preprocess.resize or (64, 64)
-        example = np.zeros((1, *size, study.preprocess.channels), np.uint8)
+        example = np.moveaxis(example_input(spec).numpy(), 1, -1).astype(np.uint8)
         tracker.log_folder(run.bundle, "bundle")
         tracker.log_file(run.study)
         tracker.log_model(run.bundle, example)

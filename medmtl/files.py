@@ -40,11 +40,12 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, *, sync: bool = True) -> Iterator[Path]:
     """A temporary path in the same folder; when the block ends well it is synced and renamed to ``path``.
 
     A crash, a full disk or a kill leaves the previous ``path`` as it was. The suffix of ``path`` is kept, because
-    writers choose their format by it.
+    writers choose their format by it. Without ``sync`` that holds for everything but a power cut, which can leave an
+    empty file or none: for what a ledger names with its size, so that it is made again.
     """
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,20 +55,22 @@ def atomic_path(path: Path) -> Iterator[Path]:
     try:
         with disk_errors(path):
             yield temporary
-            with temporary.open("rb") as stream:
-                os.fsync(stream.fileno())
+            if sync:
+                with temporary.open("rb") as stream:
+                    os.fsync(stream.fileno())
             mask = os.umask(0)
             os.umask(mask)
             temporary.chmod(0o666 & ~mask)
             temporary.replace(path)
-            _sync_folder(path.parent)
+            if sync:
+                _sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def write_atomic(path: Path, content: bytes | str) -> Path:
+def write_atomic(path: Path, content: bytes | str, *, sync: bool = True) -> Path:
     """Write ``content`` (text as UTF-8) so that ``path`` is either the old file or the whole new one."""
-    with atomic_path(path) as temporary:
+    with atomic_path(path, sync=sync) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
     return path
 

@@ -87,10 +87,19 @@ def confused_cross_entropy(logits: Tensor, log_confusion_MKK: Tensor, target: Te
     return -torch.logsumexp(log_p + log_confusion_MKK.gather(2, said), 1).mean(1) / log(K)
 
 
-def masked_mean(per_sample_B: Tensor, labelled_B: Tensor, count: Tensor, world: int) -> Tensor:
-    """Mean over the labelled samples of all ranks, given their all-reduced ``count``.
+def mass(labelled_B: Tensor, weights_B: Tensor | None = None) -> Tensor:
+    """What the labelled samples weigh together, []: their number, or the sum of their positive weights."""
+    return labelled_B.sum() if weights_B is None else torch.where(labelled_B, weights_B, 0.0).sum()
 
-    DDP averages gradients over ranks, hence the factor ``world``. Unlabelled samples contribute an exact zero, so a
-    placeholder cannot change loss or gradient by a bit.
+
+def masked_mean(
+    per_sample_B: Tensor, labelled_B: Tensor, total: Tensor, world: int, weights_B: Tensor | None = None
+) -> Tensor:
+    """``sum_i w_i l_i / sum_i w_i`` over the labelled samples of all ranks, given their all-reduced :func:`mass`.
+
+    Without weights it is their mean. DDP averages gradients over ranks, hence the factor ``world``. Unlabelled samples
+    contribute an exact zero, so a placeholder cannot change loss or gradient by a bit.
     """
-    return torch.where(labelled_B, per_sample_B, 0.0).sum() * world / count.clamp(min=1)
+    weighted = per_sample_B if weights_B is None else per_sample_B * weights_B
+    divisor = total.where(total > 0, 1).to(weighted.dtype)  # no clamp at 1: weights may add up to less
+    return (torch.where(labelled_B, weighted, 0.0).sum() * world / divisor).to(per_sample_B.dtype)

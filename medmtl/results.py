@@ -30,7 +30,6 @@ from medmtl.evaluation.units import evaluate_units, units_metrics, units_section
 from medmtl.experiment import freeze_thresholds
 from medmtl.files import write_atomic
 from medmtl.inference.evidence import evidence
-from medmtl.io.raster import read_image
 from medmtl.predictor import Predictor
 from medmtl.process import device_named
 from medmtl.runs import RunFolder
@@ -330,6 +329,11 @@ def format_result(result: Mapping[str, Any]) -> str:
                     f"{_number(worst['value'])} ({worst['domain']})" if worst else "",
                 )
             )
+    return aligned(lines)
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Lines of cells as columns of equal width."""
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
@@ -341,8 +345,9 @@ def _number(value: float | None) -> str:
 
 
 def _thumbnail(prepared: Prepared, image: str) -> npt.NDArray[np.uint8]:
-    """An image of the study as uint8 [H, W, 3]."""
-    array = read_image(prepared.manifest.path(image), channels=prepared.spec.preprocess.channels)
+    """An image of the study as uint8 [H, W, 3]; of a volume the middle slice, its rows from the top down."""
+    tensor, volume = prepared.spec.preprocess.read(prepared.manifest.path(image))
+    array = tensor.numpy() if volume is None else tensor.numpy()[:, tensor.shape[1] // 2, ::-1]
     colour = np.repeat(array[:1], 3, 0) if array.shape[0] != 3 else array
     return np.round(np.moveaxis(colour, 0, -1) * 255).astype(np.uint8)
 

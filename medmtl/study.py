@@ -12,7 +12,7 @@ from medmtl.bundle import ModelSpec
 from medmtl.config import Config, digest, plain
 from medmtl.data.augment import Augment
 from medmtl.data.case import Case, Manifest, read_manifest
-from medmtl.data.loader import CaseDataset, LoaderConfig, labels
+from medmtl.data.loader import CaseDataset, LoaderConfig, case_weight, labels
 from medmtl.data.preprocess import Preprocess
 from medmtl.data.sampler import SamplerConfig
 from medmtl.data.split import AnySplit, ColumnSplit, Split, check_duplicates, split_cases
@@ -173,6 +173,7 @@ class Prepared:
             augment=self.study.augment if augment else None,
             seed=self.study.seed,
             cache=self.study.loader.cache,
+            weigh=tuple(dict.fromkeys(task.weigh for task in self.spec.tasks.values() if task.weigh is not None)),
         )
 
 
@@ -181,11 +182,12 @@ def prepare(study: Study) -> Prepared:
     manifest = read_manifest(Path(study.data.manifest))
     named = _named(study, manifest)
     _check_columns(named, manifest)
+    _check_weights(named, manifest)
     split = split_cases(manifest, study.data.split, stratify=study.stratify)
     if study.data.check_duplicates:
         check_duplicates(manifest, split)
     domains = tuple(sorted({case.domain for case in split.train} - {""}))
-    tasks = {name: _fitted(name, task, split, manifest, domains) for name, task in named.tasks.items()}
+    tasks = {name: _fitted(study, name, task, split, manifest, domains) for name, task in named.tasks.items()}
     spec = ModelSpec(preprocess=study.preprocess, encoder=study.encoder, tasks=tasks, views=study.views)
     return Prepared(study, manifest, split, spec, domains)
 
@@ -238,7 +240,25 @@ def _check_columns(study: Study, manifest: Manifest) -> None:
             )
 
 
-def _fitted(name: str, task: AnyTask, split: Split, manifest: Manifest, domains: tuple[str, ...]) -> AnyTask:
+def _check_weights(study: Study, manifest: Manifest) -> None:
+    """Every case's weight is read once, so that a bad one does not end an epoch."""
+    for name, task in study.tasks.items():
+        if task.weigh is None:
+            continue
+        if not any(task.weigh in case.meta for case in manifest.cases):
+            raise UserError(
+                "E-CFG-WEIGH",
+                f"task {name!r} weighs its cases by meta.{task.weigh}, which no case has",
+                f"correct tasks.{name}.weigh or add the column",
+                where=manifest.name,
+            )
+        for case in manifest.cases:
+            case_weight(case, task.weigh)
+
+
+def _fitted(
+    study: Study, name: str, task: AnyTask, split: Split, manifest: Manifest, domains: tuple[str, ...]
+) -> AnyTask:
     """The task resolved on training labels; refused where it could not be learned or selected."""
     if isinstance(task, Domain):
         if len(domains) < 2:
@@ -251,7 +271,7 @@ def _fitted(name: str, task: AnyTask, split: Split, manifest: Manifest, domains:
         known = task.model_copy(update={"classes": domains})
         return known.fit([domains.index(case.domain) for case in split.train if case.domain])
     column, reader = task.target or name, task.reader()
-    found = labels(split.train, column, reader, manifest.root)
+    found = labels(split.train, column, reader, manifest.root, volumes=study.preprocess.volume is not None)
     if not found:
         raise UserError(
             "E-CFG-LABELS",

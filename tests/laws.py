@@ -4,6 +4,7 @@ B samples, K classes, T tasks, P shared parameters, as everywhere.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -74,6 +75,7 @@ MIXED = {  # a study in small: two main tasks that label different samples, one 
     "mask": Segmentation(classes=("background", "nucleus"), weight=0.5),
     "site": TASKS["adversary"],
 }
+WEIGHED = {name: task.model_copy(update={"weigh": f"sure_of_{name}"}) for name, task in MIXED.items()}
 BALANCERS = ("fixed", "uncertainty", "dwa", "upgrad", "pcgrad", "mgda", "aligned_mtl", "cagrad")
 
 
@@ -137,7 +139,10 @@ def opposite(task: Task, right: Tensor) -> Tensor:
 
 
 def batch(tasks: Mapping[str, Task] = MIXED, samples: int = 8, seed: int = 0, **labelled: list[int]) -> Batch:
-    """Random images 8 x 8; ``labelled`` names which samples a target has, all where it is not given."""
+    """Random images 8 x 8; ``labelled`` names which samples a target has, all where it is not given.
+
+    Where tasks weigh their cases, no two cases weigh the same, and all together less than 1.
+    """
     source = torch.Generator().manual_seed(seed)
     columns = {task.target or name: task for name, task in tasks.items()}
     targets = {name: targets_of(task, samples, seed + i) for i, (name, task) in enumerate(columns.items())}
@@ -146,7 +151,9 @@ def batch(tasks: Mapping[str, Task] = MIXED, samples: int = 8, seed: int = 0, **
         mask[labelled.get(name, list(range(samples)))] = True
     domain = targets.get("domain", torch.zeros(samples, dtype=torch.int64))
     image = torch.randn(samples, 3, 8, 8, generator=source)
-    return Batch(image, targets, masks, domain, tuple(f"case{i}" for i in range(samples)))
+    heavy = torch.rand(samples, generator=source, dtype=torch.float64) / samples
+    weights = {task.weigh: heavy.roll(i) for i, task in enumerate(tasks.values()) if task.weigh is not None}
+    return Batch(image, targets, masks, domain, tuple(f"case{i}" for i in range(samples)), weights)
 
 
 def balancer(kind: str, tasks: int) -> Balancer:
@@ -171,6 +178,17 @@ def gradients(objective: Objective, batch: Batch, observe: bool = False) -> tupl
     losses.scalar.backward()
     found = {name: None if p.grad is None else p.grad.clone() for name, p in objective.named_parameters()}
     return losses.scalar.detach(), found
+
+
+def chosen(batch: Batch, samples: list[int]) -> Batch:
+    """The batch of these samples, in this order; one may come twice."""
+
+    def some(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: tensor[samples] for name, tensor in tensors.items()}
+
+    ids = tuple(batch.case_ids[i] for i in samples)
+    parts = some(batch.targets), some(batch.labelled), batch.domain[samples], ids, some(batch.weights)
+    return Batch(batch.image[samples], *parts)
 
 
 def write_png(path, seed: int, *, size: int = 12, channels: int = 3, bits: int = 8):
@@ -268,6 +286,32 @@ def refuses(code: str, action: Callable[[], object], *, kind: type[Exception] | 
     assert says in str(error), str(error)
     assert error.what and error.remedy
     return str(error)
+
+
+def ignores_the_unit_of_weights(tasks: Mapping[str, Task], batch: Batch) -> None:
+    """Every weight times a constant changes neither loss nor gradient: not a bit where the factor is a power of 2."""
+    plain = gradients(objective(tasks), batch)
+    for factor in (2.0**-40, 2.0**30, 3.7):
+        scaled = {column: weights * factor for column, weights in batch.weights.items()}
+        loss, found = gradients(objective(tasks), replace(batch, weights=scaled))
+        tolerance = 1e-6 if factor == 3.7 else 0
+        torch.testing.assert_close(loss, plain[0], atol=tolerance, rtol=tolerance)
+        for name, gradient in found.items():
+            torch.testing.assert_close(gradient, plain[1][name], atol=tolerance, rtol=tolerance)
+
+
+def counts_a_weight_of_two_as_the_sample_twice(tasks: Mapping[str, Task], batch: Batch) -> None:
+    """Weights 2 and 1 are a batch in which the samples of weight 2 come twice and none has a weight."""
+    doubled = [i for i in range(len(batch.case_ids)) if i % 3 == 0]
+    twos = torch.ones(len(batch.case_ids), dtype=torch.float64).index_fill(0, torch.tensor(doubled), 2.0)
+    repeated = chosen(batch, [*range(len(batch.case_ids)), *doubled])
+    unweighed = {name: task.model_copy(update={"weigh": None}) for name, task in tasks.items()}
+    weighed = gradients(objective(tasks), replace(batch, weights=dict.fromkeys(batch.weights, twos)))
+    twice, once = (gradients(objective(unweighed), one) for one in (repeated, batch))
+    torch.testing.assert_close(weighed[0], twice[0])
+    for name, gradient in weighed[1].items():
+        torch.testing.assert_close(gradient, twice[1][name], atol=1e-6, rtol=1e-4)
+    assert not torch.isclose(weighed[0], once[0], rtol=1e-3), "the weights do nothing"
 
 
 # Balancers: G [T, T] -> weights [T]

@@ -10,8 +10,9 @@ import medmtl
 
 ROOT = Path(medmtl.__file__).parent
 LAYERS = {
-    "__init__": -1, "errors": 0, "seeds": 0, "distributed": 0, "torchvision_ops": 0,
+    "__init__": -1, "errors": 0, "seeds": 0, "distributed": 0, "torchvision_ops": 0, "signals": 0, "progress": 0,
     "files": 0.1, "config": 0.1, "stats": 0.1, "process": 0.1, "bars": 0.1,
+    "ledger": 0.2, "outfolder": 0.2,
     "io": 1, "losses": 1, "metrics": 1, "mask_metrics": 1, "agreement": 1.1,
     "data": 2, "models": 2,
     "tasks": 3,

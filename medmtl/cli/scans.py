@@ -184,7 +184,7 @@ def predict(
     batch_size: Annotated[int, typer.Option(min=1)] = 32,
     device: str = "auto",
     views: Annotated[
-        Literal["identity", "flips", "dihedral"] | None,
+        Literal["identity", "mirror", "flips", "dihedral"] | None,
         typer.Option(help="Views to average over; default: the bundle's."),
     ] = None,
     overlays: Annotated[bool, typer.Option(help="Draw the masks of dense tasks.")] = True,

@@ -125,13 +125,13 @@ def sync(run_folder: Annotated[Path, typer.Argument(help="A run's folder.")]) ->
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for the synthetic study, its run and its predictions.")] = Path(
-        "demo"
-    ),
-    file: Annotated[Path, typer.Option(help="The study.")] = Path("configs/smoke/atypical_mitosis.yaml"),
-    cases: Annotated[int, typer.Option(min=60, help="Images of the synthetic study.")] = 480,
+    overrides: Overrides = None,
+    only: Annotated[str | None, typer.Option(help="One of the studies by its name; default: all.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the synthetic studies, runs and predictions.")] = Path("demo"),
+    configs: Annotated[Path, typer.Option(help="Folder with <study>.yaml.")] = Path("configs/smoke"),
+    cases: Annotated[int | None, typer.Option(min=60, help="Images of each synthetic study.")] = None,
 ) -> int:
-    """The main job on data that medmtl makes itself: train, evaluate, predict, report."""
+    """The main job on data that medmtl makes itself: draw, train, evaluate, predict, and one table of all studies."""
     from medmtl.demo import run_demo
 
-    return run_demo(out, file, cases, say=say)
+    return run_demo(out, configs, only=only, cases=cases, overrides=overrides or (), say=say)

@@ -1,7 +1,7 @@
 """A batch: images, targets, and which targets exist. B batch, C channels, S spatial = (H, W) or (D, H, W)."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -16,6 +16,7 @@ class Sample(NamedTuple):
     labelled: Mapping[str, bool]
     domain: int
     case_id: str
+    weights: Mapping[str, float]  # meta column -> what the case weighs in the losses of tasks that weigh by it
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Batch:
     labelled: Mapping[str, Tensor]  # name -> bool [B]
     domain: Tensor  # int64 [B], -1 = unknown
     case_ids: tuple[str, ...]
+    weights: Mapping[str, Tensor] = field(default_factory=dict)  # meta column -> positive float64 [B]
 
     def to(self, device: torch.device | str, *, memory_format: torch.memory_format = torch.preserve_format) -> "Batch":
         """The same batch on ``device``; copies overlap with computing where the memory is pinned."""
@@ -41,6 +43,7 @@ class Batch:
             targets=move(self.targets),
             labelled=move(self.labelled),
             domain=self.domain.to(device, non_blocking=True),
+            weights=move(self.weights),
         )
 
     def pin_memory(self) -> "Batch":
@@ -55,6 +58,7 @@ class Batch:
             targets=pin(self.targets),
             labelled=pin(self.labelled),
             domain=self.domain.pin_memory(),
+            weights=pin(self.weights),
         )
 
 
@@ -70,4 +74,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
         labelled={**labelled, "domain": domain >= 0},
         domain=domain,
         case_ids=tuple(s.case_id for s in samples),
+        weights={
+            column: torch.tensor([s.weights[column] for s in samples], dtype=torch.float64) for column in first.weights
+        },
     )

@@ -100,7 +100,7 @@ def write_manifest(path: Path, cases: Iterable[Case]) -> Path:
             *(case.targets.get(name, "") for name in targets),
             *(case.meta.get(name, "") for name in metas),
         ]
-        formula = next((cell for cell in cells if _runs(cell)), None)
+        formula = next((cell for cell in cells if is_formula(cell)), None)
         if formula is not None:
             raise UserError(
                 "E-MAN-FORMULA",
@@ -112,7 +112,7 @@ def write_manifest(path: Path, cases: Iterable[Case]) -> Path:
     return write_atomic(path, stream.getvalue())
 
 
-def _runs(cell: str) -> bool:
+def is_formula(cell: str) -> bool:
     """Whether a spreadsheet takes the cell for a formula; a signed number is none."""
     if cell[:1] in ("+", "-"):
         try:

@@ -50,12 +50,13 @@ class Affine(Config):
 
 
 class Geometry(Config):
-    """Where and how the window lies. ``flip``: each axis with probability 1/2. ``rotate90``: quarter turns in the last
+    """Where and how the window lies. ``flip``: each axis with probability 1/2; ``last``: the last one alone (left and
+    right of an axial slice). ``rotate90``: quarter turns in the last
     two axes (half turns where these differ in length). ``jitter_px``: the centre moves by up to that many pixels along
     each axis, uniformly, but never so far that the window leaves the context.
     """
 
-    flip: bool = False
+    flip: bool | Literal["last"] = False
     rotate90: bool = False
     jitter_px: NonNegativeInt = 0
     affine: Affine = Affine()
@@ -118,7 +119,8 @@ def draw_placement(
         first = centre(n, w)
         low, high = max(first - config.jitter_px, 0), min(first + config.jitter_px, n - w)
         start.append(low + int(draw * (high - low + 1)))
-    flips = tuple(axis + 1 for axis in range(axes) if config.flip and u[axes + axis] < 0.5)
+    turned = range(axes - 1, axes) if config.flip == "last" else range(axes if config.flip else 0)
+    flips = tuple(axis + 1 for axis in turned if u[axes + axis] < 0.5)
     turns = int(4 * u[-1]) if size[-1] == size[-2] else 2 * int(2 * u[-1])
     return Placement(
         tuple(start), size, config.affine.matrix(v, axes), config.affine.padding, flips, turns if config.rotate90 else 0

@@ -1,5 +1,6 @@
 """Cases -> samples -> batches: read, preprocess (cached in memory), augment by counted randomness, collate."""
 
+import math
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,10 +18,11 @@ from medmtl.data.batch import Batch, Sample, collate
 from medmtl.data.case import Case
 from medmtl.data.preprocess import IMAGE, Preprocess
 from medmtl.data.sampler import Draw, EpochOrder
-from medmtl.data.target import AnnotatorsTarget, Target
+from medmtl.data.target import AnnotatorsTarget, MaskTarget, Target
 from medmtl.errors import UserError
 from medmtl.files import inside
-from medmtl.io.raster import read_image
+from medmtl.io.masks import check_mask
+from medmtl.io.nifti import read_nifti
 from medmtl.seeds import counted, generator
 
 
@@ -48,6 +50,7 @@ class CaseDataset(Dataset):  # type: ignore[type-arg]
     augment: Augment | None = None
     seed: int = 0
     cache: Literal["none", "memory"] = "memory"
+    weigh: tuple[str, ...] = ()  # the meta columns by which tasks weigh the cases
     _kept: dict[int, tuple[dict[str, Tensor], dict[str, Tensor], dict[str, bool]]] = field(
         default_factory=dict, repr=False
     )
@@ -84,13 +87,14 @@ class CaseDataset(Dataset):  # type: ignore[type-arg]
         return arrays, scalars, labelled
 
     def _read(self, case: Case) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, bool]]:
-        image = torch.as_tensor(read_image(inside(self.root, case.image), channels=self.preprocess.channels))
+        image, volume = self.preprocess.read(inside(self.root, case.image))
+        like = (self.preprocess.volume, volume) if self.preprocess.volume is not None and volume is not None else None
         sample: dict[str, Tensor] = {"image": image}
         scalars: dict[str, Tensor] = {}
         labelled: dict[str, bool] = {}
         for name, target in self.targets.items():
             if isinstance(target, AnnotatorsTarget):
-                planes = target.planes(case, name, self.root)
+                planes = target.planes(case, name, self.root, like)
                 labelled[name] = bool(planes)
                 for number, plane in planes.items():
                     _same_size(plane, image, f"{name}.{(*target.annotators, 'staple')[number]}")
@@ -98,7 +102,12 @@ class CaseDataset(Dataset):  # type: ignore[type-arg]
                 continue
             cell = case.targets.get(name)
             labelled[name] = cell is not None
-            value = target.placeholder(tuple(image.shape[1:])) if cell is None else target.read(case, cell, self.root)
+            if cell is None:
+                value = target.placeholder(tuple(image.shape[1:]))
+            elif isinstance(target, MaskTarget):
+                value = target.read(case, cell, self.root, like)
+            else:
+                value = target.read(case, cell, self.root)
             if target.dense:
                 _same_size(value, image, name)
                 sample[name] = value
@@ -138,7 +147,25 @@ class CaseDataset(Dataset):  # type: ignore[type-arg]
                 where=f"case {case.case_id}",
             )
         dense = {name: _joined(name, target, sample) for name, target in self.targets.items() if target.dense}
-        return Sample(image, {**scalars, **dense}, labelled, domain, case.case_id)
+        weights = {column: case_weight(case, column) for column in self.weigh}
+        return Sample(image, {**scalars, **dense}, labelled, domain, case.case_id, weights)
+
+
+def case_weight(case: Case, column: str) -> float:
+    """What ``meta.<column>`` says a case weighs, a positive finite number; 1 where the cell is empty."""
+    cell = case.meta.get(column, "1")
+    try:
+        weight = float(cell)
+    except ValueError:
+        weight = math.nan
+    if not 0 < weight < math.inf:
+        raise UserError(
+            "E-TGT-WEIGHT",
+            f"meta.{column} is {cell!r}, a weight is a positive finite number",
+            "correct the cell; empty it for a weight of 1, empty the target to leave the case out",
+            where=f"manifest row {case.row}, case {case.case_id}",
+        )
+    return weight
 
 
 def _same_size(mask: Tensor, image: Tensor, name: str) -> None:
@@ -231,8 +258,22 @@ def plain_batches(dataset: CaseDataset, indices: Sequence[int], batch_size: int)
         yield collate([dataset[i] for i in indices[start : start + batch_size]])
 
 
-def labels(cases: Sequence[Case], name: str, target: Target, root: Path) -> list[Any]:
-    """The labels of one target that exist, as numbers or arrays: what a task is fitted on."""
+def _stored_mask(case: Case, cell: str, classes: int, root: Path) -> Any:
+    """A NIfTI mask as it is stored, int64 [I, J, K], its values checked."""
+    path = inside(root, cell)
+    mask = read_nifti(path, labels=True)
+    return check_mask(mask, mask, values=range(classes), name=f"{path.name} of case {case.case_id}").array
+
+
+def labels(cases: Sequence[Case], name: str, target: Target, root: Path, *, volumes: bool = False) -> list[Any]:
+    """The labels of one target that exist, as numbers or arrays: what a task is fitted on.
+
+    Masks of ``volumes`` are taken as they are stored; that each fits its image is checked when both are read.
+    """
+    if volumes and isinstance(target, MaskTarget | AnnotatorsTarget):
+        columns = target.columns(name) if isinstance(target, AnnotatorsTarget) else (name,)
+        cells = [(case, case.targets[column]) for case in cases for column in columns if column in case.targets]
+        return [_stored_mask(case, cell, len(target.classes), root) for case, cell in cells]
     if isinstance(target, AnnotatorsTarget):
         masks = replace(target, staple=False)
         return [plane.numpy() for case in cases for plane in masks.planes(case, name, root).values()]

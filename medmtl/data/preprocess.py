@@ -16,6 +16,7 @@ needs only its native shape. The tests compare with MONAI.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, Self
 
 import numpy as np
@@ -25,8 +26,12 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 
 from medmtl.config import Config
+from medmtl.data.grid import VolumeGrid
 from medmtl.data.highlights import SuppressHighlights
 from medmtl.errors import UserError
+from medmtl.io.nifti import read_nifti
+from medmtl.io.raster import read_image
+from medmtl.io.volume import Volume
 
 IMAGE = "image"
 SampleDict = dict[str, Tensor]
@@ -70,7 +75,25 @@ class ImageNormalise(Config):
         return (image - mean) / std.clamp_min(self.epsilon)
 
 
-Normalise = Annotated[NoNormalise | FixedNormalise | ImageNormalise, Field(discriminator="kind")]
+class ForegroundNormalise(Config):
+    """``(x - m) / max(s, epsilon)`` with mean and deviation of the voxels above 0, which stay apart from the rest at 0.
+
+    For skull-stripped brains and other images whose background is the lowest value: how much of it there is must not
+    change what the network sees. The background becomes ``-m / s`` too, so that order is kept.
+    """
+
+    kind: Literal["foreground"] = "foreground"
+    epsilon: PositiveFloat = 1e-6
+
+    def apply(self, image: Tensor) -> Tensor:
+        inside = image[image > 0]
+        if inside.numel() < 2:
+            return torch.zeros_like(image)
+        std, mean = torch.std_mean(inside, correction=0)
+        return (image - mean) / std.clamp_min(self.epsilon)
+
+
+Normalise = Annotated[NoNormalise | FixedNormalise | ImageNormalise | ForegroundNormalise, Field(discriminator="kind")]
 
 
 class Restored(NamedTuple):
@@ -87,9 +110,12 @@ class Preprocess(Config):
     centre of the (resized) image. An image smaller than the window is an error, unless ``pad`` fills it up with 0 on
     both sides (dense targets with class 0). Without either, images keep their size. ``highlights`` fills the specular
     highlights of the (resized) image; it moves nothing, so :meth:`restore` need not know.
+
+    With ``volume``, images are NIfTI volumes, brought to axes, voxels and intensities of its own before all that.
     """
 
     channels: PositiveInt = 3
+    volume: VolumeGrid | None = None
     resize: tuple[PositiveInt, ...] | None = None
     window: tuple[PositiveInt, ...] | None = None
     pad: bool = False
@@ -105,12 +131,23 @@ class Preprocess(Config):
                 f"normalise has {len(self.normalise.mean)} mean and {len(self.normalise.std)} std values, "
                 f"channels is {self.channels}; give one of each per channel"
             )
+        if self.volume is not None and (self.channels != 1 or self.resize or self.highlights):
+            raise ValueError("a volume has channels: 1, spacing_mm instead of resize, and no highlights")
+        if self.volume is not None and self.window and len(self.window) != 3:
+            raise ValueError(f"window {self.window} has {len(self.window)} axes, a volume three: depth, rows, columns")
         if self.resize and self.window:
             if len(self.resize) != len(self.window):
                 raise ValueError(f"resize {self.resize} and window {self.window} differ in their number of axes")
             if not self.pad and any(r < w for r, w in zip(self.resize, self.window, strict=True)):
                 raise ValueError(f"resize {self.resize} is smaller than window {self.window}; enlarge it or set pad")
         return self
+
+    def read(self, path: Path) -> "tuple[Tensor, Volume | None]":
+        """The image file as float32 [C, *S] in [0, 1], and the volume that it was, which its masks must match."""
+        if self.volume is None:
+            return torch.as_tensor(read_image(path, channels=self.channels)), None
+        volume = read_nifti(path)
+        return self.volume.image(volume)[0], volume
 
     def context(self, sample: SampleDict, *, size: Sequence[int] | None = None) -> SampleDict:
         """The deterministic part before any random step, worth caching: checked, resized, and padded if need be.

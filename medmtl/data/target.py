@@ -11,9 +11,13 @@ from torch import Tensor
 
 from medmtl.agreement.consensus import staple_labels
 from medmtl.data.case import Case
+from medmtl.data.grid import VolumeGrid
 from medmtl.errors import UserError
 from medmtl.files import inside
+from medmtl.io.masks import check_mask
+from medmtl.io.nifti import read_nifti
 from medmtl.io.raster import read_mask
+from medmtl.io.volume import Volume
 
 
 @dataclass(frozen=True)
@@ -92,14 +96,26 @@ class LevelTarget:
         return torch.tensor(0)
 
 
+Like = tuple[VolumeGrid, Volume]  # what a mask has to fit: the study's grid, and the image
+
+
 @dataclass(frozen=True)
 class MaskTarget:
-    """A label image whose pixel values are class indices 0 .. K-1 -> int64 [*S]."""
+    """A label image whose pixel values are class indices 0 .. K-1 -> int64 [*S].
+
+    Read ``like`` (the grid of the study's volumes, the image), it is a NIfTI mask that must lie where its image lies.
+    """
 
     classes: tuple[str, ...]
     dense: bool = True
 
-    def read(self, case: Case, cell: str, root: Path) -> Tensor:
+    def read(self, case: Case, cell: str, root: Path, like: Like | None = None) -> Tensor:
+        if like is not None:
+            grid, image = like
+            found = check_mask(
+                read_nifti(inside(root, cell), labels=True), image, values=range(len(self.classes)), name=cell
+            )
+            return grid.labels(found, image)
         mask = read_mask(inside(root, cell))
         values = np.unique(mask)
         if values[-1] >= len(self.classes):
@@ -132,12 +148,16 @@ class AnnotatorsTarget:
     staple: bool = False
     dense: bool = True
 
-    def planes(self, case: Case, name: str, root: Path) -> dict[int, Tensor]:
+    def columns(self, name: str) -> tuple[str, ...]:
+        """The manifest's columns, one for each annotator."""
+        return tuple(f"{name}.{annotator}" for annotator in self.annotators)
+
+    def planes(self, case: Case, name: str, root: Path, like: Like | None = None) -> dict[int, Tensor]:
         """Number of the plane -> uint8 or int64 [*S], for the masks that there are."""
         reader = MaskTarget(self.classes)
         kind = torch.uint8 if len(self.classes) < 256 else torch.int64  # many masks are kept in memory
         found = {
-            number: reader.read(case, case.targets[f"{name}.{annotator}"], root).to(kind)
+            number: reader.read(case, case.targets[f"{name}.{annotator}"], root, like).to(kind)
             for number, annotator in enumerate(self.annotators)
             if f"{name}.{annotator}" in case.targets
         }

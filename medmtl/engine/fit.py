@@ -28,8 +28,8 @@ from medmtl.engine.callbacks import Callback
 from medmtl.engine.objective import Losses, Objective
 from medmtl.engine.optim import OptimConfig, set_rate
 from medmtl.errors import EnvironmentFailure, TrainingInterrupted, UserError
-from medmtl.process import signals
 from medmtl.seeds import counted
+from medmtl.signals import signals
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from medmtl import distributed as dist
 from medmtl.balance import Balancer
 from medmtl.balance.gramian import jacobian
 from medmtl.data.batch import Batch
-from medmtl.losses import masked_mean
+from medmtl.losses import masked_mean, mass
 from medmtl.models.multitask import MultiTaskModel
 from medmtl.tasks.base import Task
 
@@ -27,8 +27,9 @@ class Losses(NamedTuple):
 class Objective(nn.Module):
     """The multi-task loss of a batch with partial labels.
 
-    A task's loss is the mean over every labelled sample on every rank. Tasks marked ``auxiliary`` keep their fixed
-    weight outside the balancer: an adversary conflicts by design and a conflict-removing balancer would disarm it.
+    A task's loss is the mean over every labelled sample on every rank, weighted where the task weighs its cases. Tasks
+    marked ``auxiliary`` keep their fixed weight outside the balancer: an adversary conflicts by design and a
+    conflict-removing balancer would disarm it.
     """
 
     weights: Tensor
@@ -49,17 +50,19 @@ class Objective(nn.Module):
     def forward(self, batch: Batch, observe: bool = False) -> Losses:
         """``observe`` also computes the Gramian of all tasks, at the price of one backward pass each."""
         outputs = self.model(batch.image)
-        names = [(name, task, task.target or name) for name, task in self.tasks.items()]
-        counts = dist.total(torch.stack([batch.labelled[target].sum() for _, _, target in names]))
+        labelled = [batch.labelled[task.target or name] for name, task in self.tasks.items()]
+        weights = [None if task.weigh is None else batch.weights[task.weigh] for task in self.tasks.values()]
+        totals = dist.total(torch.stack([mass(*pair) for pair in zip(labelled, weights, strict=True)]))
+        each = [
+            task.loss(outputs[name].float(), batch.targets[task.target or name]) for name, task in self.tasks.items()
+        ]
         losses = torch.stack(
             [
-                masked_mean(
-                    task.loss(outputs[name].float(), batch.targets[target]), batch.labelled[target], count, dist.world()
-                )
-                for (name, task, target), count in zip(names, counts, strict=True)
+                masked_mean(per_sample, mask, total, dist.world(), weight)
+                for per_sample, mask, total, weight in zip(each, labelled, totals, weights, strict=True)
             ]
         )
-        present = counts > 0
+        present = totals > 0
         weighted = losses * self.weights
         shared = self.model.shared(self.scope)
         gramian = None

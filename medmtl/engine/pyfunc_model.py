@@ -26,9 +26,11 @@ class BundleModel(PythonModel):
 
 def checked(images: np.ndarray) -> np.ndarray:
     """``images`` as uint8 or float32; integers outside 0..255 and floats outside 0..1 (1 is white) are refused."""
-    if images.ndim != 4:
+    if images.ndim not in (4, 5):
         raise UserError(
-            "E-MODEL-INPUT", f"images have the shape {images.shape}", "give [batch, height, width, channels]"
+            "E-MODEL-INPUT",
+            f"images have the shape {images.shape}",
+            "give [batch, height, width, channels], volumes [batch, depth, height, width, channels]",
         )
     floating = np.issubdtype(images.dtype, np.floating)
     highest = 1 if floating else 255  # a server parses JSON integers as int64

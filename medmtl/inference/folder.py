@@ -1,19 +1,15 @@
-"""The output folder of a job: its own, locked, and tidy."""
+"""The output folder of a job: what may be in it, and what is removed from it."""
 
 import contextlib
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from medmtl.errors import UserError
-from medmtl.files import disk_errors, sweep_temporaries
 from medmtl.inference.job import Job
-from medmtl.inference.ledger import LedgerDamaged, read_ledger, remove_outputs
+from medmtl.inference.ledger import read_ledger
+from medmtl.ledger import LedgerDamaged, remove_outputs
+from medmtl.outfolder import LEDGER, check_output, sweep
 
-LEDGER, PREDICTIONS, ERRORS, SUMMARY = "cases.jsonl", "predictions.csv", "errors.csv", "summary.json"
-_LOCK = ".lock"
+PREDICTIONS, ERRORS, SUMMARY = "predictions.csv", "errors.csv", "summary.json"
 
 
 def check_folders(job: Job) -> None:
@@ -26,36 +22,7 @@ def check_folders(job: Job) -> None:
         raise UserError(
             "E-PRE-OUT", "the output folder is or holds the source", "choose another folder", where=str(job.out)
         )
-    if out.exists() and not out.is_dir():
-        raise UserError("E-PRE-OUT", "not a folder", "choose another path", where=str(job.out))
-    if out.is_dir() and not (out / LEDGER).exists() and any(not path.name.startswith(".") for path in out.iterdir()):
-        raise UserError(
-            "E-PRE-OUT",
-            f"the folder holds other files and no {LEDGER}",
-            "choose an empty or a new folder",
-            where=str(job.out),
-        )
-
-
-@contextlib.contextmanager
-def locked(out: Path) -> Iterator[None]:
-    """The output folder, made if need be, for this job alone. The lock goes with the process."""
-    with disk_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(out / _LOCK, timeout=0)
-        try:
-            lock.acquire()
-        except Timeout as error:
-            raise UserError(
-                "E-PRE-LOCK",
-                "another job is writing to this folder",
-                "wait for it, or choose another folder",
-                where=str(out),
-            ) from error
-    try:
-        yield
-    finally:
-        lock.release()
+    check_output(out, code="E-PRE-OUT", where=str(job.out))
 
 
 def clear(out: Path) -> None:
@@ -71,7 +38,4 @@ def clear(out: Path) -> None:
 def tidy(out: Path) -> None:
     """Remove what a killed job left half written, and the summary, which says that everything else is complete."""
     remove_outputs(out, (SUMMARY,))
-    sweep_temporaries(out)
-    for kind in ("masks", "overlays"):
-        for folder, _, _ in os.walk(out / kind):
-            sweep_temporaries(Path(folder))
+    sweep(out, ("masks", "overlays"))

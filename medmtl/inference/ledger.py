@@ -1,17 +1,14 @@
-"""``cases.jsonl``: one line per input that was dealt with. It is the resume state, the report and the exit code in one.
-
-Lines are only ever appended, and synced; of several lines for one input the last one counts. A kill can cut the last
-line, which then counts as absent.
-"""
+"""``cases.jsonl``: one line per input that was dealt with: resume state, report and exit code in one."""
 
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from medmtl.errors import UserError
-from medmtl.files import append_line, disk_errors, inside, sha256
+from medmtl.files import append_line, inside, sha256
+from medmtl.ledger import begin_ledger, read_entries, remove_outputs
 
 Status = Literal["ok", "failed", "skipped"]
 Cell = str | float
@@ -37,26 +34,13 @@ class Entry:
     warnings: tuple[str, ...] = ()
 
 
-class LedgerDamaged(UserError):
-    """A line before the last one is not what was written."""
-
-
 def read_ledger(path: Path) -> tuple[Entry, ...]:
     """Every whole line, in order. The last one may be cut; any other damage is an error (``E-PRE-LEDGER``)."""
-    lines = path.read_bytes().split(b"\n")[:-1]
-    entries = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            tree = json.loads(line)
-            entries.append(Entry(**{**tree, "warnings": tuple(tree["warnings"])}))
-        except (ValueError, TypeError, KeyError) as error:
-            raise LedgerDamaged(
-                "E-PRE-LEDGER",
-                "the line is damaged or of another version",
-                "start anew with --overwrite, or choose another folder",
-                where=f"{path.name} line {number}",
-            ) from error
-    return tuple(entries)
+    return tuple(read_entries(path, _entry, code="E-PRE-LEDGER"))
+
+
+def _entry(tree: Mapping[str, Any]) -> Entry:
+    return Entry(**{**tree, "warnings": tuple(tree["warnings"])})
 
 
 class Ledger:
@@ -68,9 +52,7 @@ class Ledger:
         Raises ``E-PRE-OUT`` if it belongs to another bundle or other settings.
         """
         self.path, self.bundle, self.settings = path, bundle, settings
-        with disk_errors(path):
-            path.touch()
-            _cut_rest(path)
+        begin_ledger(path)
         self.entries = {entry.id: entry for entry in read_ledger(path)}
         for entry in self.entries.values():
             other = "bundle" if entry.bundle != bundle else "settings" if entry.settings != settings else None
@@ -100,19 +82,3 @@ class Ledger:
             return False
         files = {inside(self.path.parent, name): digest for name, digest in entry.outputs.items()}
         return all(path.is_file() and sha256(path) == digest for path, digest in files.items())
-
-
-def remove_outputs(folder: Path, names: Iterable[str]) -> None:
-    """Remove files that a ledger names, never one outside ``folder``."""
-    for name in names:
-        path = inside(folder, name)
-        with disk_errors(path):
-            path.unlink(missing_ok=True)
-
-
-def _cut_rest(path: Path) -> None:
-    content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        with path.open("r+b") as stream:
-            stream.truncate(whole)

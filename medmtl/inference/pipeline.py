@@ -27,16 +27,18 @@ from medmtl.bundle import ModelSpec, load_bundle
 from medmtl.config import digest
 from medmtl.errors import NOTHING, OK, PARTIAL, UserError
 from medmtl.files import write_atomic
-from medmtl.inference.folder import ERRORS, LEDGER, PREDICTIONS, SUMMARY, check_folders, clear, locked, tidy
+from medmtl.inference.folder import ERRORS, PREDICTIONS, SUMMARY, check_folders, clear, tidy
 from medmtl.inference.job import Job, Summary
 from medmtl.inference.ledger import Entry, Ledger
-from medmtl.inference.progress import ImageProgress
 from medmtl.inference.work import Work
 from medmtl.inference.writers.overlay import colour
 from medmtl.inference.writers.table import write_errors, write_predictions
 from medmtl.io.discover import discover
+from medmtl.outfolder import LEDGER, locked
 from medmtl.predictor import Predictor
-from medmtl.process import device_named, signals
+from medmtl.process import device_named
+from medmtl.progress import Progress
+from medmtl.signals import signals
 from medmtl.tasks import AnyTask
 from medmtl.tasks.segmentation import Segmentation
 
@@ -61,14 +63,15 @@ def predict(job: Job, *, console: Console | None = None) -> Summary:
     _check_channels(bundle.spec, job.bundle)
     views, device = job.views or bundle.spec.views, device_named(job.device)
     settings = digest({"medmtl": __version__, "views": views, "overlays": job.overlays})[:12]
-    with locked(job.out), signals("batch") as caught:
+    with locked(job.out, code="E-PRE-LOCK", where=str(job.out)), signals("batch") as caught:
         if job.overwrite:
             clear(job.out)
         ledger = Ledger(job.out / LEDGER, bundle=bundle.id, settings=settings)
         tidy(job.out)
         listing = discover(job.source, exclude=(job.out,))
         work = Work(job, bundle.spec, Predictor.of(bundle, device=device, views=views), ledger)
-        with ThreadPoolExecutor(job.workers) as pool, ImageProgress(len(listing.images), console) as progress:
+        with ThreadPoolExecutor(job.workers) as pool, Progress(console) as progress:
+            progress.begin("images", len(listing.images))
             try:
                 work.run(listing.images, pool, progress, caught)
             except BaseException:
@@ -92,6 +95,13 @@ def predict(job: Job, *, console: Console | None = None) -> Summary:
 
 
 def _check_channels(spec: ModelSpec, bundle: Path) -> None:
+    if spec.preprocess.volume is not None:
+        raise UserError(
+            "E-PRE-VOLUME",
+            "the bundle was trained on volumes, a folder of pictures is what can be predicted so far",
+            "evaluate the study instead; its cases.csv holds the predictions",
+            where=str(bundle),
+        )
     if spec.preprocess.channels not in (1, 3):
         raise UserError(
             "E-PRE-CHANNELS",

@@ -21,13 +21,14 @@ from medmtl.data.preprocess import Preprocess
 from medmtl.errors import EnvironmentFailure, SafetyRefusal, TrainingInterrupted, UserError
 from medmtl.files import disk_errors, inside, sha256
 from medmtl.inference.job import Job
-from medmtl.inference.ledger import Cell, Entry, Ledger, Status, remove_outputs
-from medmtl.inference.progress import ImageProgress
+from medmtl.inference.ledger import Cell, Entry, Ledger, Status
 from medmtl.inference.writers.overlay import write_mask, write_overlay
 from medmtl.inference.writers.table import global_cells
 from medmtl.io.discover import Found
 from medmtl.io.raster import read_image
+from medmtl.ledger import remove_outputs
 from medmtl.predictor import Predictor
+from medmtl.progress import Progress
 from medmtl.tasks import AnyTask
 from medmtl.tasks.domain import Domain
 from medmtl.tasks.segmentation import Segmentation
@@ -68,9 +69,7 @@ class Work:
         """The tasks that say something about an image; its domain is known, and an adversary's guess is no finding."""
         return {name: task for name, task in self.spec.tasks.items() if not isinstance(task, Domain)}
 
-    def run(
-        self, images: Sequence[Found], pool: ThreadPoolExecutor, progress: "ImageProgress", caught: Sequence[int]
-    ) -> None:
+    def run(self, images: Sequence[Found], pool: ThreadPoolExecutor, progress: Progress, caught: Sequence[int]) -> None:
         """Batch after batch, the next one being read meanwhile."""
         size = self.job.batch_size
         batches = [images[start : start + size] for start in range(0, len(images), size)]
@@ -82,7 +81,7 @@ class Work:
                 loaded = [future.result() for future in ahead]
             ahead = [pool.submit(self._read, image) for image in batch]
             failed, done = self._batch(loaded, pool)
-            progress.advance(len(loaded), done, failed)
+            progress.advance(len(loaded), failed, computed=done)
             self.failures += failed
             if self.job.max_failures is not None and self.failures > self.job.max_failures:
                 self._skip(images[number * size :])

@@ -19,7 +19,7 @@ from medmtl.io.dicom.series import Stack, plan
 from medmtl.io.reasons import REMEDY
 
 Kind = Literal["dicom", "nifti", "raster"]
-_NO_GROUP = "W-ING-NO-GROUP"
+_NO_GROUP, _FOLDERS = "W-ING-NO-GROUP", "W-ING-FOLDER-GROUPS"
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def plan_cases(scanned: Iterable[Scanned], job: Job, namer: Namer) -> CasePlan:
     ]
     fates = _without_pairs(fates, images)
     drafts, refused = _volumes(dicom, job, namer)
-    others, ungrouped = _images(images, job, namer)
+    others, ungrouped, guessed = _images(images, job, namer)
     names = unique({draft.identity: draft.id for draft in (*drafts, *others)}, namer)
     settings = _settings(job, namer)
     named = [replace(draft, id=names[draft.identity]) for draft in (*drafts, *others)]
@@ -84,6 +84,9 @@ def plan_cases(scanned: Iterable[Scanned], job: Job, namer: Namer) -> CasePlan:
     warnings = []
     if ungrouped:
         warnings.append(f"{_NO_GROUP} {ungrouped} images stand in no folder of a patient: each is its own group")
+    if guessed:
+        folders = len({case.group for case in others if namer.guessed(case.files[0].path)})
+        warnings.append(f"{_FOLDERS} the groups of {guessed} images are their first folders, {folders} of them")
     return CasePlan(tuple(sorted(cases, key=lambda case: case.id)), (*fates, *refused), tuple(warnings))
 
 
@@ -125,16 +128,17 @@ def _volumes(dicom: Sequence[Scanned], job: Job, namer: Namer) -> tuple[list[Pla
     return drafts, [fate for fate in fates if fate.path not in used]
 
 
-def _images(images: Mapping[str, Scanned], job: Job, namer: Namer) -> tuple[list[PlannedCase], int]:
-    """NIfTI files and rasters as cases, masks with their images; and how many have no group but themselves."""
+def _images(images: Mapping[str, Scanned], job: Job, namer: Namer) -> tuple[list[PlannedCase], int, int]:
+    """NIfTI files and rasters as cases, masks with theirs; how many have no group but themselves, or a guessed one."""
     masks = {path: _masks(path, images, job.masks) for path in images}
     taken = {mask for of_image in masks.values() for mask in of_image.values()}
-    drafts, ungrouped = [], 0
+    drafts, ungrouped, guessed = [], 0, 0
     for path, item in images.items():
         if path in taken:
             continue
         group, found = namer.group(path)
         ungrouped += not found
+        guessed += namer.guessed(path)
         subject = Subject(path)
         of_image = masks[path]
         files = (item.found, *(images[mask].found for mask in of_image.values()))
@@ -152,7 +156,7 @@ def _images(images: Mapping[str, Scanned], job: Job, namer: Namer) -> tuple[list
                     masks=of_image,
                 )
             )
-    return drafts, ungrouped
+    return drafts, ungrouped, guessed
 
 
 def _masks(path: str, images: Mapping[str, Scanned], rules: Mapping[str, str]) -> dict[str, str]:

@@ -8,19 +8,18 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from medmtl.errors import UserError
-from medmtl.files import disk_errors, sweep_temporaries, write_atomic
+from medmtl.files import disk_errors, write_atomic
 from medmtl.ingest.job import Job
-from medmtl.ingest.ledger import Ledger, remove_outputs
+from medmtl.ingest.ledger import Ledger
 from medmtl.ingest.report import PAGE, REPORT, TABLE
 from medmtl.io.deidentify.key import write_private
 from medmtl.io.deidentify.pseudonyms import Pseudonyms
+from medmtl.ledger import remove_outputs
+from medmtl.outfolder import LEDGER, check_output, locked, sweep
 
-LEDGER, MANIFEST, IDENTITY = "cases.jsonl", "manifest.csv", ".study.json"
-_LOCK, _HOLDER = ".lock", "holder.json"
-_FOLDERS = ("images", "thumbnails", "masks")
+MANIFEST, IDENTITY = "manifest.csv", ".study.json"
+_HOLDER, _PRIVATE_IDENTITY = "holder.json", "study.json"
 
 
 def check_folders(job: Job) -> None:
@@ -35,42 +34,25 @@ def check_folders(job: Job) -> None:
             "choose an output folder beside the source",
             where="OUT",
         )
-    if out.exists() and not out.is_dir():
-        raise UserError("E-ING-OUT", "not a folder", "choose another path", where="OUT")
-    if out.is_dir() and not (out / LEDGER).exists() and any(not path.name.startswith(".") for path in out.iterdir()):
-        raise UserError(
-            "E-ING-OUT",
-            f"the folder holds other files and no {LEDGER}",
-            "choose an empty or a new folder",
-            where="OUT",
-        )
+    check_output(out, code="E-ING-OUT", where="OUT")
 
 
 @contextlib.contextmanager
-def locked(out: Path, private: Path) -> Iterator[None]:
-    """The output folder, made if need be, for this job alone. The lock goes with the process."""
+def held(out: Path, private: Path) -> Iterator[None]:
+    """Both folders for this job alone; who holds them is written down for whoever is refused."""
     holder = private / _HOLDER
-    with disk_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(out / _LOCK, timeout=0)
-        try:
-            lock.acquire()
-        except Timeout as error:
-            raise UserError(
-                "E-ING-LOCK",
-                f"another job is writing to this folder{_held(holder)}",
-                "wait for it, or choose another folder",
-                where="OUT",
-            ) from error
-    try:
+    with disk_errors(private):
+        (private / ".lock").touch(mode=0o600)
+    with (
+        locked(out, code="E-ING-LOCK", where="OUT", held=lambda: _holder(holder)),
+        locked(private, code="E-ING-LOCK", where="the private folder", held=lambda: _holder(holder)),
+    ):
         write_private(holder, json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}))
         yield
         holder.unlink(missing_ok=True)
-    finally:
-        lock.release()
 
 
-def _held(holder: Path) -> str:
+def _holder(holder: Path) -> str:
     """Who holds the lock, as far as is known."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         tree = json.loads(holder.read_text(encoding="utf-8"))
@@ -84,9 +66,10 @@ def own(job: Job, pseudonyms: Pseudonyms) -> None:
 
     With ``overwrite`` the other study's files, those that its ledger names, are removed first.
     """
+    source = pseudonyms.file(os.fsencode(job.source.resolve()))
     identity = {
         "key": pseudonyms.fingerprint(),
-        "source": pseudonyms.file(os.fsencode(job.source.resolve())),
+        "source": source,
         "keep_names": job.keep_names,
     }
     path = job.out / IDENTITY
@@ -102,9 +85,26 @@ def own(job: Job, pseudonyms: Pseudonyms) -> None:
             "choose another folder, or start anew with --overwrite",
             where="OUT",
         )
+    _own_private(job, source)
     if before != identity:
         clear(job.out)
     write_atomic(path, json.dumps(identity) + "\n")
+
+
+def _own_private(job: Job, source: str) -> None:
+    """Make the private folder this source's, or refuse: its tables lead back from a study of another one."""
+    path = job.private_folder / _PRIVATE_IDENTITY
+    before = source
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        before = json.loads(path.read_text(encoding="utf-8"))["source"]
+    if before != source and not job.overwrite:
+        raise UserError(
+            "E-ING-OUT",
+            "the private folder leads back from a study of another source",
+            "choose another one with --private (--key shares its key), or start anew with --overwrite",
+            where="the private folder",
+        )
+    write_private(path, json.dumps({"source": source}) + "\n")
 
 
 def clear(out: Path) -> None:
@@ -119,7 +119,4 @@ def clear(out: Path) -> None:
 
 def tidy(out: Path) -> None:
     """Remove what killed workers left half written."""
-    sweep_temporaries(out)
-    for kind in _FOLDERS:
-        for folder, _, _ in os.walk(out / kind):
-            sweep_temporaries(Path(folder))
+    sweep(out, ("images", "thumbnails", "masks"))

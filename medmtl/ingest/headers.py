@@ -11,6 +11,7 @@ from medmtl.ingest.tasks import Headers
 from medmtl.ingest.walk import Found
 from medmtl.io.dicom.header import Limits, NotDicom, header_to_json, read_header
 from medmtl.io.raster import pages
+from medmtl.io.reasons import refusal
 
 
 def line_of(headers: Headers, found: Found) -> str:
@@ -37,8 +38,8 @@ def _content(headers: Headers, found: Found) -> dict[str, Any]:
             header = read_header(path, limits=Limits(max_bytes=headers.max_bytes), keywords=headers.keywords)
             return {"kind": "dicom", "header": header_to_json(header)}
         except NotDicom:
-            if kind == "dicom":  # it has the preamble
-                raise
+            if kind == "dicom":
+                raise refusal("E-DCM-HEADER", "it has DICOM's preamble, and nothing of DICOM behind it") from None
             kind = "other"
     if kind == "other":
         code, what = unknown(found.path)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from medmtl.data.case import is_formula
 from medmtl.errors import SafetyRefusal, UserError
 from medmtl.ingest.job import LabelRule
 from medmtl.ingest.rules import Rule, Subject, dicom_value
@@ -68,7 +69,7 @@ class LabelTable:
     def _check_formulas(self) -> None:
         for row in self.table.rows:
             for column in self.columns:
-                if _runs(row.cells[column]):
+                if is_formula(row.cells[column]):
                     raise UserError(
                         "E-ING-LABEL-FORMULA",
                         "the cell would run as a formula in a spreadsheet",
@@ -150,13 +151,3 @@ def normalised(key: str) -> str:
 def _letters(value: str) -> tuple[str, ...]:
     """The words of a value in a fixed order: ``DOE^JANE`` and ``Jane Doe`` are one name."""
     return tuple(sorted(re.findall(r"\w+", unicodedata.normalize("NFKC", value).casefold())))
-
-
-def _runs(cell: str) -> bool:
-    """Whether a spreadsheet takes the cell for a formula; a signed number is none."""
-    if cell[:1] in ("+", "-"):
-        try:
-            float(cell)
-        except ValueError:
-            return True
-    return cell[:1] in ("=", "@", "\t", "\r")

@@ -1,17 +1,16 @@
 """``cases.jsonl`` of an ingested study: one line per volume that was dealt with. It is the resume state.
 
-Lines are only appended, and synced; of several lines for one volume the last one counts. A kill can cut the last line,
-which then counts as absent. Nothing in a line comes from the source but what the study itself may show.
+Nothing in a line comes from the source but what the study itself may show.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from medmtl.errors import UserError
-from medmtl.files import append_line, disk_errors, inside, sha256
+from medmtl.files import append_line, inside, sha256
+from medmtl.ledger import begin_ledger, read_entries, remove_outputs
 
 # What may be otherwise next time, though the files are the same: these volumes are tried again.
 PASSING = ("E-FILE-CHANGED", "E-FILE-OPEN", "E-ING-BUG", "E-ING-MEMORY", "E-ING-TIMEOUT", "E-ING-WORKER")
@@ -49,14 +48,8 @@ class Ledger:
     def __init__(self, path: Path) -> None:
         """Open or begin it, and cut off the rest of a line that a kill left. ``E-ING-LEDGER`` if it is damaged."""
         self.path = path
-        with disk_errors(path):
-            path.touch()
-            content = path.read_bytes()
-            whole = content.rfind(b"\n") + 1
-            if whole < len(content):
-                with path.open("r+b") as stream:
-                    stream.truncate(whole)
-        self.entries = {entry.id: entry for entry in _read(path.name, content[:whole])}
+        begin_ledger(path)
+        self.entries = {entry.id: entry for entry in read_entries(path, _entry, code="E-ING-LEDGER")}
 
     def append(self, entry: Entry) -> None:
         """Add a line; files of an earlier result that the new one does not have are removed."""
@@ -79,14 +72,6 @@ def output_of(root: Path, path: Path) -> tuple[str, Output]:
     return path.relative_to(root).as_posix(), Output(sha256(path), info.st_size, info.st_mtime_ns)
 
 
-def remove_outputs(folder: Path, names: Iterable[str]) -> None:
-    """Remove files that a ledger names, never one outside ``folder``."""
-    for name in names:
-        path = inside(folder, name)
-        with disk_errors(path):
-            path.unlink(missing_ok=True)
-
-
 def _unchanged(root: Path, name: str, expected: Output) -> bool:
     """By size and time; by content if the time differs, as after a copy of the study."""
     path = inside(root, name)
@@ -99,17 +84,7 @@ def _unchanged(root: Path, name: str, expected: Output) -> bool:
     return info.st_mtime_ns == expected.mtime_ns or sha256(path) == expected.sha256
 
 
-def _read(name: str, content: bytes) -> Iterable[Entry]:
-    for number, line in enumerate(content.split(b"\n")[:-1], start=1):
-        try:
-            tree = json.loads(line)
-            outputs = {path: Output(**value) for path, value in tree["outputs"].items()}
-            notes = tuple((code, what) for code, what in tree["notes"])
-            yield Entry(**{**tree, "outputs": outputs, "notes": notes})
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise UserError(
-                "E-ING-LEDGER",
-                "the line is damaged or of another version",
-                "start anew with --overwrite, or choose another folder",
-                where=f"{name} line {number}",
-            ) from error
+def _entry(tree: Mapping[str, Any]) -> Entry:
+    outputs = {path: Output(**value) for path, value in tree["outputs"].items()}
+    notes = tuple((code, what) for code, what in tree["notes"])
+    return Entry(**{**tree, "outputs": outputs, "notes": notes})

@@ -52,6 +52,10 @@ class Namer:
             return plain(name if found else stem(path)), found
         return self.pseudonyms.patient(name), found
 
+    def guessed(self, path: str) -> bool:
+        """Whether a group is only what the first folder is called, which may be a class or a site."""
+        return self.group_rule is None and "/" in path and _BIDS.search(path) is None
+
     def domain(self, subject: Subject) -> str:
         """The domain of a case: by the rule, or the make and model of its scanner; empty where unknown."""
         if self.domain_rule is not None:

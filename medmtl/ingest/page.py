@@ -27,6 +27,7 @@ table { border-collapse: collapse; font-size: .88rem; margin: .3rem 0 .8rem; min
 th, td { padding: .32rem .5rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
 th { color: var(--soft); font-weight: 600; } td.n { text-align: right; font-variant-numeric: tabular-nums; }
 code { font-family: ui-monospace, "DejaVu Sans Mono", monospace; font-size: .92em; overflow-wrap: anywhere; }
+td:first-child code, td:nth-child(2) code { white-space: nowrap; }
 .pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: 1rem; }
 figure { margin: 0; font-size: .78rem; } figure span { display: flex; align-items: center; justify-content: center;
   background: #000; height: 124px; } figcaption { overflow-wrap: anywhere; color: var(--soft); }
@@ -56,7 +57,8 @@ def page(tree: Mapping[str, Any], out: Path) -> str:
 
 def _header(tree: Mapping[str, Any]) -> str:
     counts = "".join(f"<div><b>{n:,}</b>{name}</div>" for name, n in tree["counts"].items())
-    volumes = ", ".join(f"{n:,} {name}" for name, n in tree["volumes"].items())
+    made = tree["volumes"]
+    volumes = f"{made['ok']:,} made, {made['failed']:,} refused one by one, {made['skipped']:,} not tried"
     remarks = "".join(f"<li>{escape(text)}</li>" for text in tree["warnings"])
     dry = "<p class=banner>A dry run: nothing but this report was written.</p>" if tree["settings"]["dry_run"] else ""
     return (

@@ -19,24 +19,26 @@ from medmtl.data.case import write_manifest
 from medmtl.errors import NOTHING, OK, PARTIAL, EnvironmentFailure, TrainingInterrupted
 from medmtl.files import append_line
 from medmtl.ingest.cases import CasePlan, PlannedCase, plan_cases
-from medmtl.ingest.folder import LEDGER, MANIFEST, check_folders, locked, own, tidy
+from medmtl.ingest.folder import MANIFEST, check_folders, held, own, tidy
 from medmtl.ingest.job import Job, LabelRule, Summary
 from medmtl.ingest.labels import Labels, LabelTable
 from medmtl.ingest.ledger import Entry, Ledger
 from medmtl.ingest.naming import Namer
 from medmtl.ingest.pool import Lost, Pool
-from medmtl.ingest.progress import Progress
 from medmtl.ingest.report import PAGE, REPORT, TABLE, rows_of, write_reports
 from medmtl.ingest.rules import Rule
 from medmtl.ingest.scan import Index, scan
 from medmtl.ingest.scanned import Scanned
-from medmtl.ingest.signals import signals
+from medmtl.ingest.space import check_space
 from medmtl.ingest.study import manifest_case, warnings_of, write_crosswalk
 from medmtl.ingest.tasks import Made, Task, make
 from medmtl.ingest.walk import Found, walk
 from medmtl.io.deidentify.key import load_or_make_key, private_folder, remember_source
 from medmtl.io.deidentify.pseudonyms import Pseudonyms
 from medmtl.io.reasons import REMEDY
+from medmtl.outfolder import LEDGER
+from medmtl.progress import Progress
+from medmtl.signals import signals
 
 __all__ = ["Job", "LabelRule", "Summary", "ingest"]
 
@@ -72,7 +74,7 @@ def ingest(job: Job, *, console: Console | None = None) -> Summary:
 
     Raises TrainingInterrupted after SIGINT or SIGTERM (the volumes at hand are finished first), ``E-ING-OUT`` when the
     output folder belongs to something else, ``E-ING-LOCK`` when another job is writing there, and EnvironmentFailure
-    when the disk fails.
+    when the disk fails, or has not the room for what is to be written.
     """
     began = time.monotonic()
     console = console or Console(stderr=True)
@@ -81,14 +83,14 @@ def ingest(job: Job, *, console: Console | None = None) -> Summary:
     table = LabelTable.read(job.labels) if job.labels else None
     private = private_folder(job.private_folder, out=job.out, source=job.source)
     key_path = job.key or private / "key.json"
-    with locked(job.out, private), signals("volumes at hand") as caught:
+    with held(job.out, private), signals("volumes at hand") as caught:
         load_or_make_key(key_path, out=job.out)
         namer = Namer(Pseudonyms(remember_source(key_path, job.source)), job.keep_names, group, domain)
         own(job, namer.pseudonyms)
         tidy(job.out)
         ledger = Ledger(job.out / LEDGER)
         pool = Pool(job.processes, job.timeout_s, _memory(), private / "log.txt")
-        with pool, Progress(console) as progress:
+        with pool, Progress(console, failed="refused") as progress:
             run = _Run(job, private, namer, table, ledger, pool, progress, caught)
             summary = _ingest(run)
     return replace(summary, seconds={**run.seconds, "total": time.monotonic() - began})
@@ -168,7 +170,9 @@ def _work(run: _Run, plan: CasePlan) -> tuple[dict[str, Entry], int]:
     allowed = job.failures_allowed(len(wanted))
     broken: list[EnvironmentFailure] = []
     run.progress.begin("volumes", len(wanted), len(entries))
-    tasks = [_task(job, case) for case in wanted if case.id not in entries]
+    left = [case for case in wanted if case.id not in entries]
+    check_space(job.out, left)
+    tasks = [_task(job, case) for case in left]
     tasks.sort(key=lambda task: -sum(file.size for file in task.case.files))  # the longest first: none is left for last
 
     def stopped() -> bool:

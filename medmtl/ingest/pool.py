@@ -22,7 +22,7 @@ from typing import Any, Literal, TypeVar
 
 _Item = TypeVar("_Item")
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-_PRELOAD = ("medmtl.ingest.work", "medmtl.ingest.headers")
+_PRELOAD = "medmtl.ingest.preload"
 _TRIES = 2  # a process that dies may have been the victim of another one's memory
 
 
@@ -37,7 +37,7 @@ def start_server() -> Any:
     from multiprocessing import forkserver
 
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["__main__", *_PRELOAD])
+    context.set_forkserver_preload(["__main__", _PRELOAD])
     before = {name: os.environ.get(name) for name in _THREADS}
     os.environ.update(dict.fromkeys(_THREADS, "1"))
     try:

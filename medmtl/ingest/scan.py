@@ -58,10 +58,11 @@ class Index:
         """What a worker needs to read these files."""
         return Headers(self.root, tuple(files), self.keywords, self.max_bytes)
 
-    def add(self, lines: Sequence[str]) -> None:
+    def add(self, files: Sequence[Found], lines: Sequence[str]) -> None:
+        """Keep what was found in ``files``, a line for each."""
         with disk_errors(self.path), self.path.open("a", encoding="utf-8") as stream:
             stream.write("".join(f"{line}\n" for line in lines))
-        self.lines.update((json.loads(line)["file"]["path"], line) for line in lines)
+        self.lines.update((found.path, line) for found, line in zip(files, lines, strict=True))
 
     def known(self, found: Found, *, at_once: bool = False) -> Scanned | None:
         """What is known of a file, if it is still the same. What may pass is tried again, except ``at_once``."""
@@ -109,7 +110,7 @@ def scan(
         if isinstance(lines, Lost):
             retry += chunk.files
         else:
-            index.add(lines)
+            index.add(chunk.files, lines)
             advance(len(chunk.files))
     for alone, lines in pool.map(read_headers, [index.request([found]) for found in retry], stopped=stopped):
         if isinstance(lines, Lost):
@@ -117,7 +118,7 @@ def scan(
             what = f"the file {_RAISED[lines.why]} ({lines.detail})"
             results[found.path] = Scanned(found, "unread", None, "E-ING-WORKER", what, REMEDY["E-ING-WORKER"])
         else:
-            index.add(lines)
+            index.add(alone.files, lines)
         advance(1)
     results |= {found.path: read for found in new if (read := index.known(found, at_once=True)) is not None}
     return results, len(new)

@@ -24,7 +24,8 @@ class View(NamedTuple):
 
 VIEWS: dict[str, tuple[View, ...]] = {
     "identity": (View(0, False),),
+    "mirror": (View(0, False), View(0, True)),  # none, last axis: left and right of an axial slice
     "flips": (View(0, False), View(0, True), View(2, False), View(2, True)),  # none, horizontal, both, vertical
     "dihedral": tuple(View(turns, flip) for flip in (False, True) for turns in range(4)),
 }
-ViewSet = Literal["identity", "flips", "dihedral"]
+ViewSet = Literal["identity", "mirror", "flips", "dihedral"]

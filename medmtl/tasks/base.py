@@ -22,11 +22,17 @@ class EncoderShape(Protocol):
 
 
 class Task(Config):
-    """Settings shared by all tasks. A task's name is its key in the study's ``tasks`` mapping."""
+    """Settings shared by all tasks. A task's name is its key in the study's ``tasks`` mapping.
+
+    ``weight`` is the task's among the tasks, ``weigh`` names what a case weighs among the cases: how sure its label is,
+    such as the number of annotator pairs that an agreement is the mean of. The loss is then ``sum_i w_i l_i / sum_i
+    w_i`` over the labelled cases. Metrics, and whatever is fitted on the training labels, count every case once.
+    """
 
     target: str | None = None  # column target.<this>; None: the task's own name
     weight: float = 1.0
     auxiliary: bool = False  # True: fixed weight outside the balancer (an adversary conflicts by design)
+    weigh: str | None = None  # column meta.<this>: what each case weighs in the loss, 1 where empty; None: all alike
 
     @property
     def headline(self) -> tuple[str, ...]:

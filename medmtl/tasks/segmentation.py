@@ -81,7 +81,8 @@ class Segmentation(Task):
     def metrics(self, table: pd.DataFrame, weights: np.ndarray) -> dict[str, np.ndarray]:
         """Means over cases; HD95 over the cases where it is defined."""
         columns = [f"{metric}.{name}" for name in self.classes[1:] for metric in ("dice", "iou", "hd95")]
-        return {column: metrics.weighted_nanmean(table[column].to_numpy(float), weights) for column in columns}
+        values = table.reindex(columns=columns)  # a table without any labelled case has none of them
+        return {column: metrics.weighted_nanmean(values[column].to_numpy(float), weights) for column in columns}
 
     def constant(self, table: pd.DataFrame) -> pd.DataFrame:
         """Background everywhere: Dice 1 for a class that is not there to find, else 0."""

@@ -16,7 +16,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
     torch.set_num_threads(1)
 
-from laws import BALANCERS, MIXED, balancer, batch, objective
+from laws import BALANCERS, MIXED, WEIGHED, balancer, batch, objective
 
 from medmtl import distributed as dist
 from medmtl.bundle import load_bundle
@@ -56,6 +56,9 @@ CASES = {
     f"{kind}-{labels}-{accumulate}": (kind, labels, accumulate)
     for kind in BALANCERS
     for labels, accumulate in (("everywhere", 1), ("disjoint", 1), ("disjoint", 2), ("absent", 1))
+} | {
+    f"fixed-weighed-{labels}-{accumulate}": ("fixed", labels, accumulate, WEIGHED)
+    for labels, accumulate in (("everywhere", 1), ("disjoint", 2), ("absent", 1))
 }
 
 
@@ -69,12 +72,13 @@ def _part(batch):
         labelled={name: value[mine] for name, value in batch.labelled.items()},
         domain=batch.domain[mine],
         case_ids=batch.case_ids[mine],
+        weights={column: value[mine] for column, value in batch.weights.items()},
     )
 
 
-def run(kind, labels, accumulate):
+def run(kind, labels, accumulate, tasks=MIXED):
     """Parameters, buffers and losses after some steps of the real training loop, in double precision."""
-    whole = objective(balancer=balancer(kind, sum(not task.auxiliary for task in MIXED.values()))).double()
+    whole = objective(tasks, balancer(kind, sum(not task.auxiliary for task in tasks.values()))).double()
     parameters = [p for p in whole.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(parameters, lr=0.2, momentum=0.9, weight_decay=0.01)
     optimizer.param_groups[0]["initial_lr"] = 0.2
@@ -96,7 +100,7 @@ def run(kind, labels, accumulate):
         identity={},
     )
     for step in range(STEPS):
-        group = [batch(samples=SAMPLES, seed=10 * step + i, **LABELS[labels]) for i in range(accumulate)]
+        group = [batch(tasks, SAMPLES, seed=10 * step + i, **LABELS[labels]) for i in range(accumulate)]
         trainer._account(trainer.step([_part(b) for b in group]), accumulate)
         if step == 0:
             whole.balancer.end_epoch()  # so that dynamic weights have a history
@@ -186,10 +190,11 @@ def test_a_study_trains_alike_on_two_processes(two):
 def test_the_comparison_can_fail():
     """Parameters move, and differ between balancers and label patterns by far more than the tolerance."""
     start = objective().double().state_dict()
-    found = [run("fixed", "everywhere", 1), run("upgrad", "everywhere", 1), run("fixed", "disjoint", 1)]
+    kinds = ("fixed", MIXED), ("upgrad", MIXED), ("fixed", WEIGHED)
+    found = [*(run(kind, "everywhere", 1, tasks) for kind, tasks in kinds), run("fixed", "disjoint", 1)]
     key = "model.encoder.first.0.weight"
     states = [start[key], *(state[key] for state in found)]
-    for i in range(4):
+    for i in range(len(states)):
         assert all((states[i] - states[j]).abs().max() > 1e-4 for j in range(i))
 
 

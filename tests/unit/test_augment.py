@@ -394,3 +394,9 @@ def test_impossible_requests_are_refused() -> None:
         run({"fourier": {"strength": 1.0}}, reference=torch.rand(3, 8, 8))
     with pytest.raises(ValueError, match="runs downwards"):
         Affine(scale=(1.1, 0.9))
+
+
+def test_the_last_axis_alone_is_flipped_where_left_and_right_are_alike():
+    rng = np.random.Generator(np.random.PCG64(0))
+    drawn = [draw_placement(Geometry(flip="last"), rng, (4, 5, 6), (4, 5, 6)).flips for _ in range(200)]
+    assert set(drawn) == {(), (3,)} and 0.35 < np.mean([bool(f) for f in drawn]) < 0.65

@@ -17,8 +17,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
+from rich.console import Console
 
+from medmtl.data.synthetic.dicom import write_phantom
 from medmtl.errors import UserError
+from medmtl.ingest.pipeline import Job, ingest
 from medmtl.io.deidentify import verify as verify_module
 from medmtl.io.deidentify.folder import deidentify_folder
 from medmtl.io.deidentify.identifiers import Identifiers
@@ -328,6 +331,27 @@ def test_a_file_that_cannot_be_searched_is_not_clean(made: Path) -> None:
     assert found.unreadable == ("a.gz",) and not found.clean and found.exit_code == 6
     found = _with(made, "a.zip", lambda path: path.write_bytes(b"PK\3\4" + b"\0" * 50))
     assert found.unreadable == ("a.zip",)
+
+
+def test_a_folder_called_as_our_reports_speak_is_no_leak_and_one_called_as_a_patient_is(tmp_path: Path) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+    for kind in ("burned-in", "truncated-header", "irregular", "nothing-tells", "gap-middle", "no-preamble"):
+        write_phantom(source / kind, kind)
+    write_phantom(source / "Oddershede truncated", "one-again")
+    ingest(Job(source, out, jobs=2), console=Console(quiet=True))
+    found = verify(out)
+    assert found.clean and found.files > 8, found
+    for text in ("of Oddershede", "oddershede_truncated", "ODDERSHEDE"):
+        (out / "notes.txt").write_text(f"{text}: truncated, irregular, nothing tells\n")
+        assert {(hit.file, hit.kind) for hit in verify(out).hits} == {("notes.txt", "path")}, text
+
+
+def test_words_of_our_own_excuse_paths_alone() -> None:
+    found = Identifiers()
+    found._text("path", "truncated irregular", strict=False)
+    assert not found.phrases and not found.raw
+    found._text("PatientComments", "truncated irregular", strict=False)
+    assert found.found_in("Truncated, irregular") == {"PatientComments"}
 
 
 def test_verification_that_would_prove_nothing_is_refused(made: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Every figure is made, holds the numbers it claims, and has an answer to one case, no positive and nothing but NaN."""
 
+import io
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from PIL import Image
 
 from medmtl.evaluation import plots
 
@@ -168,6 +170,27 @@ def test_saving_gives_whole_files_with_equal_bytes(tmp_path: Path) -> None:
     assert paths[2].read_text() == "x\n1\n2\n"
     assert [a.read_bytes() for a in paths] == [b.read_bytes() for b in again]
     assert len(list((tmp_path / "one").iterdir())) == 3
+
+
+@pytest.mark.parametrize("name", TABLE_FIGURES)
+def test_a_rendering_is_what_matplotlib_s_savefig_draws_whatever_was_rendered_before(name: str) -> None:
+    first, second, third = (TABLE_FIGURES[name](TABLES["some"]) for _ in range(3))
+    stream = io.BytesIO()
+    third.savefig(stream, format="png", dpi=120)
+    oracle = np.asarray(Image.open(stream).convert("RGB"), float)
+    png, svg = plots.render(first, "png"), plots.render(first, "svg")
+    assert (plots.render(second, "svg"), plots.render(second, "png")) == (svg, png)
+    found = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"), float)
+    assert found.shape == oracle.shape
+    assert np.abs(found - oracle).mean() < 0.5
+
+
+def test_a_gallery_is_pixels_alone(tmp_path: Path) -> None:
+    image = np.full((8, 8, 3), 200, np.uint8)
+    evidence = plots.Evidence("c", image, None, None, np.zeros((8, 8)))
+    for figure in (plots.worst_errors([(image, "c")]), plots.failure_gallery([evidence], title="t")):
+        assert [path.name for path in plots.save(figure, tmp_path, "g")] == ["g.png"]
+        assert not any(axes.axison for axes in figure.axes)
 
 
 def test_names_with_dollar_signs_are_not_mathematics() -> None:

@@ -114,3 +114,15 @@ def test_a_counted_seed_depends_on_every_counter_and_on_nothing_else():
     assert torch.equal(first, torch.rand(3, generator=generator("x", 1)))
     torch.set_rng_state(before)
     assert counted("order", 0, 0) == 7488443380685178966  # fixed: another value would change every run ever made
+
+
+@pytest.mark.parametrize("sync", [True, False])
+def test_a_file_is_whole_or_absent_with_or_without_waiting_for_the_disk(tmp_path, monkeypatch, sync):
+    waited = []
+    monkeypatch.setattr(os, "fsync", waited.append)
+    path = write_atomic(tmp_path / "x.json", "old", sync=sync)
+    assert len(waited) == 2 * sync  # the file, and its folder for the name
+    with pytest.raises(KeyboardInterrupt), atomic_path(path, sync=sync) as temporary:  # noqa: PT012
+        temporary.write_text("half of the n")
+        raise KeyboardInterrupt
+    assert path.read_text() == "old" and [entry.name for entry in tmp_path.iterdir()] == ["x.json"]

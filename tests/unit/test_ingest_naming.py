@@ -117,3 +117,8 @@ def test_cells_that_a_spreadsheet_would_compute_are_text(text, safe):
 
 def test_plain_names():
     assert plain("Müller^Ann") == "Muller-Ann" and plain("../x") == "x" and plain("\u0000") == ""
+
+
+def test_a_first_folder_is_a_guess_and_a_rule_or_bids_is_none():
+    assert _namer().guessed("normal/a.png") and not _namer().guessed("a.png")
+    assert not _namer().guessed("sub-07/anat/t1.nii.gz") and not _namer(group="{folder:1}").guessed("normal/a.png")

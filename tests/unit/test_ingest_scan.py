@@ -129,7 +129,8 @@ def test_the_index_is_for_its_owner_and_stays_small(source):
     for turn in range(150):
         os.utime(source / "notes.txt", ns=(turn, turn))
         index = _index(source)
-        index.add(read_headers(index.request([found for found in walk(source).files if found.path == "notes.txt"])))
+        request = index.request([found for found in walk(source).files if found.path == "notes.txt"])
+        index.add(request.files, read_headers(request))
         index.keep_only(walk(source).files)
     assert len(path.read_bytes().split(b"\n")) < 120
 

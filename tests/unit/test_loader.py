@@ -172,10 +172,14 @@ def test_labels_of_a_target_are_those_that_exist(study):
 
 def test_collating_keeps_the_order_and_moves_whole():
     samples = [
-        Sample(torch.full((1, 2, 2), float(i)), {"t": torch.tensor(i)}, {"t": i > 0}, i - 1, f"c{i}") for i in range(3)
+        Sample(
+            torch.full((1, 2, 2), float(i)), {"t": torch.tensor(i)}, {"t": i > 0}, i - 1, f"c{i}", {"pairs": i + 0.5}
+        )
+        for i in range(3)
     ]
     batch = collate(samples)
     assert batch.image[:, 0, 0, 0].tolist() == [0, 1, 2] and batch.case_ids == ("c0", "c1", "c2")
+    assert batch.weights["pairs"].tolist() == [0.5, 1.5, 2.5] and batch.weights["pairs"].dtype == torch.float64
     moved = batch.to("cpu", memory_format=torch.channels_last)
     assert moved.image.is_contiguous(memory_format=torch.channels_last) and moved.case_ids == batch.case_ids
     _same(moved, replace(batch))

@@ -91,6 +91,17 @@ def test_the_masked_mean_counts_the_labelled_of_all_ranks():
     assert losses.masked_mean(values, torch.zeros(3, dtype=torch.bool), torch.tensor(0), 1) == 0.0
 
 
+def test_without_weights_the_masked_mean_is_bit_for_bit_sum_over_count():
+    source = torch.Generator().manual_seed(0)
+    for count in (0, 1, 3, 7):
+        values = torch.randn(9, generator=source)
+        labelled = torch.arange(9) < count
+        expected = torch.where(labelled, values, 0.0).sum() * 2 / torch.tensor(count).clamp(min=1)
+        for total in (losses.mass(labelled), losses.mass(labelled).double()):  # double: beside a task with weights
+            found = losses.masked_mean(values, labelled, total, 2)
+            assert torch.equal(found, expected) and found.dtype == torch.float32
+
+
 def test_equal_logits_cost_one():
     for classes in (2, 3, 10):
         logits, target = torch.zeros(4, classes), torch.tensor([0, 1, 0, 1])

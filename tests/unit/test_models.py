@@ -220,7 +220,7 @@ def test_a_view_is_undone_exactly(views, shape):
     for view in VIEWS[views]:
         assert torch.equal(view.undo(view.apply(image)), image)
         seen.add(tuple(view.apply(image).flatten().tolist()))
-    assert len(seen) == len(VIEWS[views]) == {"identity": 1, "flips": 4, "dihedral": 8}[views]
+    assert len(seen) == len(VIEWS[views]) == {"identity": 1, "mirror": 2, "flips": 4, "dihedral": 8}[views]
 
 
 def test_every_head_runs_on_every_image():

@@ -4,7 +4,19 @@ from dataclasses import replace
 
 import pytest
 import torch
-from laws import BALANCERS, MIXED, TASKS, balancer, batch, gradients, objective, targets_of
+from laws import (
+    BALANCERS,
+    MIXED,
+    TASKS,
+    WEIGHED,
+    balancer,
+    batch,
+    counts_a_weight_of_two_as_the_sample_twice,
+    gradients,
+    ignores_the_unit_of_weights,
+    objective,
+    targets_of,
+)
 
 from medmtl.engine.optim import OptimConfig
 from medmtl.models.head import Strength
@@ -65,6 +77,47 @@ def test_a_loss_is_the_mean_over_the_labelled():
         torch.testing.assert_close(found.losses[i], expected.detach())
     expected = (found.losses * torch.tensor([1.0, 1.0, 0.5, 1.0])).sum()
     torch.testing.assert_close(found.scalar.detach(), expected)
+
+
+def test_a_task_that_weighs_its_cases_has_the_weighted_mean():
+    whole = batch(WEIGHED, **PARTIAL)
+    found = objective(WEIGHED)(whole)
+    for i, (name, task) in enumerate(WEIGHED.items()):
+        some = PARTIAL[task.target or name]
+        weights = whole.weights[f"sure_of_{name}"][some]
+        assert weights.sum() < 1
+        output = objective(WEIGHED).model(whole.image)[name][some]
+        expected = (weights * task.loss(output, whole.targets[task.target or name][some])).sum() / weights.sum()
+        torch.testing.assert_close(found.losses[i], expected.detach().float())
+
+
+@pytest.mark.parametrize("tasks", [{name: task} for name, task in WEIGHED.items()], ids=list(WEIGHED))
+def test_weights_obey_their_laws(tasks):
+    column = next(task.target or name for name, task in tasks.items())
+    for labelled in ({}, {column: PARTIAL[column]}):
+        ignores_the_unit_of_weights(tasks, batch(tasks, **labelled))
+        counts_a_weight_of_two_as_the_sample_twice(tasks, batch(tasks, **labelled))
+
+
+@pytest.mark.parametrize("kind", BALANCERS)
+def test_neither_placeholder_nor_weight_of_an_unlabelled_sample_changes_a_bit(kind):
+    partial = batch(WEIGHED, **PARTIAL)
+    other = _other_placeholders(partial, WEIGHED)
+    weights = {
+        column: torch.where(partial.labelled["domain" if name == "site" else name], partial.weights[column], 1e30)
+        for name, column in ((name, task.weigh) for name, task in WEIGHED.items())
+    }
+    assert not torch.equal(weights["sure_of_size"], partial.weights["sure_of_size"])
+    first, second = (
+        gradients(objective(WEIGHED, balancer(kind, MAIN)), b) for b in (partial, replace(other, weights=weights))
+    )
+    _equal(first, second)
+
+
+def test_a_weighted_task_leaves_the_others_bit_for_bit():
+    one = {**MIXED, "size": WEIGHED["size"]}
+    plain, weighed = (objective(tasks)(batch(tasks, **PARTIAL)).losses for tasks in (MIXED, one))
+    assert [torch.equal(a, b) for a, b in zip(plain, weighed, strict=True)] == [True, False, True, True]
 
 
 @pytest.mark.parametrize("kind", BALANCERS)

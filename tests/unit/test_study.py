@@ -93,11 +93,38 @@ def test_label_counts_and_data_sets(tree):
         ),
         (["fit.monitor=nobody.auroc"], "E-CFG", "fit.monitor"),
         (["name=a/b"], "E-CFG", "folder"),
+        (["tasks.size.weigh=pairs"], "E-CFG-WEIGH", "meta.pairs"),
         (["data.manifest=absent.csv"], "E-MAN-FILE", "absent.csv"),
     ],
 )
 def test_a_study_that_cannot_be_learned_is_refused(tree, assignments, code, says):
     refuses(code, lambda: prepare(_study(tree, *assignments)), says=says)
+
+
+@pytest.mark.parametrize("cell", ["0", "-1", "nan", "inf", "three"])
+def test_a_weight_that_is_none_is_named_with_its_row_whatever_its_part(tree, tmp_path, cell):
+    found = [replace(case, meta={"pairs": "2"}) for case in _cases()]
+    bad = next(i for i, case in enumerate(found) if case.split == "test")
+    found[bad] = replace(found[bad], meta={"pairs": cell})
+    write_manifest(tmp_path / "manifest.csv", found)
+    assert prepare(_study(tree)).dataset(()).weigh == ()  # nobody weighs by it
+    says = f"manifest row {bad + 2}, case {found[bad].case_id}"
+    refuses("E-TGT-WEIGHT", lambda: prepare(_study(tree, "tasks.size.weigh=pairs")), says=says)
+
+
+def test_an_empty_weight_is_one_and_what_is_fitted_counts_every_case_once(tree, tmp_path):
+    found = [replace(case, meta={"pairs": str(i / 2)} if i % 2 else {}) for i, case in enumerate(_cases())]
+    write_manifest(tmp_path / "manifest.csv", found)
+    plain, weighed = (
+        prepare(_study(tree, *some)) for some in ((), ("tasks.size.weigh=pairs", "tasks.site.weigh=pairs"))
+    )
+    dataset = weighed.dataset(weighed.split.train)
+    expected = {case.case_id: i / 2 if i % 2 else 1.0 for i, case in enumerate(found)}
+    assert dataset.weigh == ("pairs",)
+    assert [dataset[i].weights for i in range(len(dataset))] == [
+        {"pairs": expected[case.case_id]} for case in weighed.split.train
+    ]
+    assert weighed.spec.tasks["size"] == plain.spec.tasks["size"].model_copy(update={"weigh": "pairs"})
 
 
 def test_two_tasks_may_read_one_column_alike(tree):

@@ -225,6 +225,12 @@ CLAIMS: dict[str, Callable[[list[Dataset]], object]] = {
     "mosaic": lambda d: d[0].pixel_array.shape == (192, 224) and "NumberOfImagesInMosaic" in _csa(d[0]),
     "mosaic-against": lambda d: "-1.00000000" in _csa(d[0]),
     "mosaic-times": lambda d: len(d) == 3 and all("MOSAIC" in ds.ImageType for ds in d),
+    "mosaic-fewer": lambda d: (
+        "10      " in _csa(d[0])
+        and "12      " not in _csa(d[0])
+        and d[0].pixel_array[144:].reshape(48, 4, 56).any((0, 2)).tolist() == [False] * 4
+        and d[0].pixel_array[96:144].reshape(48, 4, 56).any((0, 2)).all()
+    ),
     "mosaic-bare": lambda d: "MOSAIC" in d[0].ImageType and (0x0029, 0x1010) not in d[0],
     "radiograph": lambda d: d[0].ImagerPixelSpacing == [0.9, 0.8] and "PixelSpacing" not in d[0],
     "radiograph-monochrome1": _all("PhotometricInterpretation", "MONOCHROME1"),

@@ -266,3 +266,14 @@ def test_the_gradient_is_reversed_and_scaled_behind_an_adversary_only():
     head.strength = Strength(value=0.5, schedule="linear")
     head.advance(0.5)
     assert head.scale == 0.25 and "scale" not in head.state_dict()
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_without_a_labelled_case_every_metric_is_there_and_undefined(name: str) -> None:
+    """As in a small validation part where labels are rare; the columns that only labelled cases have are missing."""
+    task, target = TASKS[name], targets_of(TASKS[name], 6)
+    decoded = task.decode(truth(task, target))
+    bare = pd.DataFrame([task.row(value, None) for value in decoded]).assign(target=float("nan"))
+    found = summary(task, bare)
+    assert set(found) == set(summary(task, table(task, truth(task, target), target)))
+    assert all(np.isnan(value) for value in found.values())

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 from signal import SIGINT, SIGKILL, SIGTERM
+from types import SimpleNamespace
 
 import nibabel
 import numpy as np
@@ -18,7 +19,8 @@ from PIL import Image
 
 from medmtl.data.case import read_manifest
 from medmtl.data.synthetic.dicom import flaws, write_phantom
-from medmtl.errors import SafetyRefusal, UserError
+from medmtl.errors import EnvironmentFailure, SafetyRefusal, UserError
+from medmtl.ingest import pipeline, space
 from medmtl.ingest.pipeline import Job, LabelRule, ingest
 from medmtl.io.deidentify.verify import verify
 from medmtl.io.nifti import write_nifti
@@ -213,7 +215,8 @@ def _patient_id(folder):
 def test_the_private_folder_is_for_its_owner(study):
     private = study[1].with_name("out.private")
     assert private.stat().st_mode & 0o077 == 0
-    assert {path.name for path in private.iterdir()} == {"index.jsonl", "files.csv", "crosswalk.csv", "log.txt"}
+    tables = {"index.jsonl", "files.csv", "crosswalk.csv", "log.txt"}
+    assert {path.name for path in private.iterdir()} == {*tables, "study.json", ".lock"}
     assert all(path.stat().st_mode & 0o077 == 0 for path in private.iterdir())
 
 
@@ -265,6 +268,18 @@ def test_one_changed_file_is_made_again_and_no_other(tmp_path):
     write_nifti(source / "sub-01" / "scan.nii.gz", _volume(77))
     again = ingest(job)
     assert (again.read, again.resumed, again.volumes["ok"]) == (1, 3, 4)
+
+
+def test_what_a_power_cut_emptied_is_made_again(tmp_path):
+    source = _small(tmp_path, count=3)
+    job = Job(source, tmp_path / "out", jobs=1)
+    ingest(job)
+    whole = _files(job.out)
+    sidecars = sorted((job.out / "images").glob("*.json"))
+    sidecars[0].write_bytes(b"")  # sidecars and thumbnails are not synced
+    next((job.out / "thumbnails").glob(f"{sidecars[1].stem}*")).unlink()
+    assert ingest(job).resumed == 1
+    assert _files(job.out) == whole
 
 
 def test_a_case_that_left_the_source_leaves_the_manifest(tmp_path):
@@ -364,6 +379,26 @@ def test_folders_in_each_other_are_refused(tmp_path):
             ingest(Job(source, tmp_path / "o", private=private))
 
 
+def test_a_private_folder_leads_back_from_one_source_alone(tmp_path):
+    first, second = _small(tmp_path / "a", 2), _small(tmp_path / "b", 1)
+    private = tmp_path / "private"
+    ingest(Job(first, tmp_path / "out", jobs=1, private=private))
+    paths = (private / "files.csv").read_bytes()
+    with pytest.raises(UserError, match=r"E-ING-OUT.*private folder.*another source"):
+        ingest(Job(second, tmp_path / "other", jobs=1, private=private))
+    assert (private / "files.csv").read_bytes() == paths
+    ingest(Job(second, tmp_path / "other", jobs=1, private=private, overwrite=True))
+    with FileLock(private / ".lock"), pytest.raises(UserError, match=r"E-ING-LOCK.*private folder"):
+        ingest(Job(second, tmp_path / "third", jobs=1, private=private))
+
+
+def test_a_preamble_and_nothing_behind_it_is_a_damaged_file(tmp_path):
+    source = _small(tmp_path, 1)
+    (source / "IM9.dcm").write_bytes(bytes(128) + b"DICM")
+    summary = ingest(Job(source, tmp_path / "out", jobs=1))
+    assert summary.codes["E-DCM-HEADER"] == 1 and summary.exit_code == 3
+
+
 def test_a_study_of_another_source_is_not_mixed_with_this_one(tmp_path):
     first, second = _small(tmp_path / "a", 2), _small(tmp_path / "b", 1)
     out = tmp_path / "out"
@@ -458,6 +493,33 @@ def test_a_signal_finishes_what_is_at_hand_and_the_next_run_the_rest(tmp_path, w
     assert not list(out.rglob("*.tmp*"))
     assert _run(tmp_path, "", 0, 0, source, out)[0] == 0
     assert len((out / "cases.jsonl").read_text().splitlines()) == 6
+
+
+def test_a_disk_without_room_is_told_of_before_the_first_image(tmp_path, monkeypatch):
+    source = _small(tmp_path, count=2)
+    first, second = (Image.effect_noise((40, 40), 20) for _ in range(2))
+    first.save(source / "pages.tif", save_all=True, append_images=[second])  # one file of two images counts once
+    files = [path for path in source.rglob("*") if path.is_file()]
+    need = sum(path.stat().st_size for path in files)
+    free = need - 1
+    monkeypatch.setattr(space.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    with pytest.raises(EnvironmentFailure, match=rf"E-DISK .*need about {need / 2**20:,.1f} MiB") as refused:
+        ingest(_job(source, tmp_path / "out"))
+    assert refused.value.exit_code == 5 and not (tmp_path / "out" / "images").exists()
+    free = need
+    assert ingest(_job(source, tmp_path / "out")).volumes["ok"] == 4
+    free = 0  # nothing is left to be written
+    assert ingest(_job(source, tmp_path / "out")).resumed == 4
+
+
+def test_the_room_for_volumes_is_taken_from_their_headers(tmp_path, monkeypatch):
+    write_phantom(tmp_path / "source" / "jpeg-2000", "jpeg-2000")
+    asked = []
+    monkeypatch.setattr(pipeline, "check_space", lambda out, cases: asked.append(space.needed(cases)))
+    summary = ingest(_job(tmp_path / "source", tmp_path / "out"))
+    (image,) = (tmp_path / "out" / "images").glob("*.nii.gz")
+    assert summary.volumes["ok"] == 1
+    assert asked == [nibabel.load(image).dataobj[...].size * 2 // 4]  # 16 bits, packed to a quarter
 
 
 @pytest.mark.slow

@@ -141,11 +141,14 @@ def _enhanced_several(what: str, kind: str, out: Path, seed: int) -> Truth:
     return _truth((base, later))
 
 
-def mosaic(series: Series, *, against: bool = False, csa: bool = True, instance: int = 1) -> Dataset:
+def mosaic(
+    series: Series, *, against: bool = False, csa: bool = True, instance: int = 1, stated: int | None = None
+) -> Dataset:
     """All frames of ``series`` as tiles of one image, and where they lie in a CSA header, as Siemens writes it.
 
     The position is that of a whole image of the mosaic's size around the first tile's centre. ``against``: tiles run
-    against the normal of the image plane, which SliceNormalVector alone tells.
+    against the normal of the image plane, which SliceNormalVector alone tells. ``stated``: how many tiles the header
+    says that there are.
     """
     count, grid = len(series.grid), series.grid
     side = int(np.ceil(np.sqrt(count)))
@@ -168,7 +171,7 @@ def mosaic(series: Series, *, against: bool = False, csa: bool = True, instance:
         block = ds.private_block(0x0029, "SIEMENS CSA HEADER", create=True)
         block.add_new(0x08, "CS", "IMAGE NUM 4")
         block.add_new(0x09, "LO", "20180918")
-        block.add_new(0x10, "OB", _csa(count, -normal if against else normal, series.step_mm()))
+        block.add_new(0x10, "OB", _csa(stated or count, -normal if against else normal, series.step_mm()))
         block.add_new(0x20, "OB", _protocol(grid, against))
     return ds
 
@@ -218,6 +221,13 @@ def _mosaic_times(kind: str, out: Path, seed: int) -> Truth:
     return _truth(several)
 
 
+def _mosaic_fewer(kind: str, out: Path, seed: int) -> Truth:
+    """A mosaic of 12 tiles whose private header states 10: who believes it loses the last two slices."""
+    series = make(kind, seed, modality="MR")
+    save(out / "IM0001.dcm", mosaic(series, stated=10))
+    return _truth((series,), volumes=(), codes=("E-DCM-MOSAIC",))
+
+
 def _mosaic_bare(kind: str, out: Path, seed: int) -> Truth:
     """A mosaic whose private header was stripped: nobody knows how many tiles it has, nor where they lie."""
     series = make(kind, seed, modality="MR")
@@ -245,5 +255,6 @@ KINDS: dict[str, Kind] = {
     "mosaic": Kind("Siemens mosaic", partial(_mosaic, False, "mosaic")),
     "mosaic-against": Kind("Siemens mosaic, tiles against the normal", partial(_mosaic, True, "mosaic-against")),
     "mosaic-times": Kind("three Siemens mosaics, a time series", partial(_mosaic_times, "mosaic-times")),
+    "mosaic-fewer": Kind("Siemens mosaic of more tiles than it states", partial(_mosaic_fewer, "mosaic-fewer")),
     "mosaic-bare": Kind("Siemens mosaic without its private header", partial(_mosaic_bare, "mosaic-bare")),
 }

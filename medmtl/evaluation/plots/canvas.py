@@ -9,7 +9,9 @@ import pandas as pd
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import PlaceHolderLayoutEngine
 from matplotlib.text import Text
 
 from medmtl.files import write_atomic
@@ -29,9 +31,10 @@ CELLS_WITH_TEXT = 12  # a larger matrix is drawn without numbers
 
 
 class Drawing(Figure):
-    """A figure that is finished when it is first rendered: file, report and MLflow share one PNG."""
+    """A figure that is finished when it is first rendered: file, report and MLflow share one PNG and one layout."""
 
     png: bytes | None = None
+    pixels: bool = False  # a gallery of photographs: an SVG would hold the same pixels, at three times the size
 
 
 def placeholder(title: str, reason: str) -> Figure:
@@ -43,8 +46,12 @@ def placeholder(title: str, reason: str) -> Figure:
 
 
 def save(figure: Figure, folder: Path, name: str, data: pd.DataFrame | None = None) -> list[Path]:
-    """Write ``name.png``, ``name.svg`` and, where given, the plotted ``data`` as ``name.csv``; each whole or absent."""
-    paths = [write_atomic(folder / f"{name}.{kind}", render(figure, kind, salt=name)) for kind in ("png", "svg")]
+    """Write ``name.png``, ``name.svg`` and, where given, the plotted ``data`` as ``name.csv``; each whole or absent.
+
+    A gallery is a PNG alone.
+    """
+    kinds: tuple[Literal["png", "svg"], ...] = ("png",) if getattr(figure, "pixels", False) else ("png", "svg")
+    paths = [write_atomic(folder / f"{name}.{kind}", render(figure, kind, salt=name)) for kind in kinds]
     if data is not None:
         paths.append(write_atomic(folder / f"{name}.csv", data.to_csv(index=False, lineterminator="\n")))
     return paths
@@ -57,18 +64,33 @@ def render(figure: Figure, kind: Literal["png", "svg"], *, salt: str = "medmtl")
     """
     if kind == "png" and isinstance(figure, Drawing) and figure.png is not None:
         return figure.png
-    for text in figure.findobj(Text):
-        text.set_parse_math(False)  # type: ignore[attr-defined]
+    figure.set_dpi(DPI)
+    canvas = FigureCanvasAgg(figure)
+    _settle(figure)
     stream = io.BytesIO()
-    with rc_context({"svg.hashsalt": salt}):
-        figure.savefig(stream, format=kind, dpi=DPI, metadata={"Software": None} if kind == "png" else {"Date": None})
+    with rc_context({"svg.hashsalt": salt}):  # not by savefig, which draws everything twice
+        if kind == "png":
+            canvas.print_png(stream, metadata={"Software": None})
+        else:
+            FigureCanvasSVG(figure).print_svg(stream, metadata={"Date": None})
     content = stream.getvalue()
     if kind == "png" and isinstance(figure, Drawing):
         figure.png = content
     return content
 
 
-def titled_figure(title: str, *, width: float, height: float) -> Figure:
+def _settle(figure: Figure) -> None:
+    """Take text as it is and lay the figure out; once, for a layout costs as much as a drawing."""
+    layout = figure.get_layout_engine()
+    if not isinstance(layout, PlaceHolderLayoutEngine):
+        for text in figure.findobj(Text):
+            text.set_parse_math(False)  # type: ignore[attr-defined]
+        if layout is not None:
+            layout.execute(figure)
+            figure.set_layout_engine("none")
+
+
+def titled_figure(title: str, *, width: float, height: float) -> Drawing:
     """A figure of that size in inches under a title, without axes."""
     figure = Drawing(figsize=(width, height), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
@@ -86,14 +108,29 @@ def single_panel(title: str, *, width: float = 6.0, height: float = 4.0) -> tupl
 
 def panel_grid(title: str, count: int, *, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
     """``count`` panels of the given size in rows of ``columns``."""
+    figure, grid = _panels(title, count, columns=columns, width=width, height=height)
+    for axes in grid:
+        style_axes(axes)
+    return figure, grid
+
+
+def image_grid(title: str, count: int, *, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    """``count`` panels for photographs, without axes."""
+    figure, grid = _panels(title, count, columns=columns, width=width, height=height)
+    figure.pixels = True
+    for axes in grid:
+        axes.set(xticks=[], yticks=[])  # ticks that nobody sees are slower to lay out than the photograph
+        axes.set_axis_off()
+    return figure, grid
+
+
+def _panels(title: str, count: int, *, columns: int, width: float, height: float) -> tuple[Drawing, list[Axes]]:
     across = min(columns, count)
     down = math.ceil(count / across)
     figure = titled_figure(title, width=max(width * across, 4.0), height=height * down + 0.4)
     grid: list[Axes] = list(figure.subplots(down, across, squeeze=False).ravel())
     for axes in grid[count:]:
         axes.remove()
-    for axes in grid[:count]:
-        style_axes(axes)
     return figure, grid[:count]
 
 

@@ -8,7 +8,17 @@ import numpy.typing as npt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from medmtl.evaluation.plots.canvas import BLUE, GREY, RED, SKY, axis_label, panel_grid, placeholder, single_panel
+from medmtl.evaluation.plots.canvas import (
+    BLUE,
+    GREY,
+    RED,
+    SKY,
+    axis_label,
+    image_grid,
+    panel_grid,
+    placeholder,
+    single_panel,
+)
 from medmtl.evaluation.summary import usable_rows
 from medmtl.metrics import describe
 
@@ -69,11 +79,10 @@ def worst_errors(items: Sequence[tuple[npt.NDArray[np.uint8], str]], *, title: s
     """A gallery of ``(image uint8 [H, W, 3], caption)``; a caption may hold a case id, never a patient's data."""
     if not items:
         return placeholder(title, "no labelled case")
-    figure, grid = panel_grid(title, len(items), columns=5, width=1.9, height=2.3)
+    figure, grid = image_grid(title, len(items), columns=5, width=1.9, height=2.3)
     for axes, (image, caption) in zip(grid, items, strict=True):
         axes.imshow(image)
         axes.set_title(caption, fontsize=7.5)
-        axes.set_axis_off()
     return figure
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from medmtl.evaluation.plots.canvas import BLUE, GREEN, GREY, RED, panel_grid, placeholder, single_panel
+from medmtl.evaluation.plots.canvas import BLUE, GREEN, GREY, RED, image_grid, placeholder, single_panel
 
 _ROWS = 30  # strata that fit on a page
 _PANELS = 3
@@ -56,12 +56,11 @@ def failure_gallery(items: Sequence[Evidence], *, title: str) -> Figure:
     """A row of panels per case: image, outlines (green: annotated, red: predicted), saliency."""
     if not items:
         return placeholder(title, "no labelled case")
-    figure, grid = panel_grid(title, _PANELS * len(items), columns=_PANELS, width=2.6, height=2.75)
+    figure, grid = image_grid(title, _PANELS * len(items), columns=_PANELS, width=2.6, height=2.75)
     for k, item in enumerate(items):
         plain, outlined, salient = grid[_PANELS * k : _PANELS * (k + 1)]
         for axes in (plain, outlined, salient):
             axes.imshow(item.image)
-            axes.set_axis_off()
         plain.set_title(item.caption, fontsize=7.5)
         outlined.set_title(_outlines(outlined, item), fontsize=7.5)
         salient.imshow(item.saliency, cmap="inferno", alpha=0.55, vmin=0, vmax=1)

@@ -2,8 +2,8 @@
 
 What is collected: every person name, every instance UID, every date, the text of every attribute that the profile
 removes or changes, of private ones too, and the names of folders and files. What is not: words of the safe vocabulary,
-words of DICOM's own dictionary and of our reports, words that the profile keeps by rule (a scanner's model), and what
-is too short to mean anything; these are counted as unsearchable.
+words of DICOM's own dictionary and of our reports (for a path, every word that we write ourselves), words that the
+profile keeps by rule (a scanner's model), and what is too short to mean anything; these are counted as unsearchable.
 
 How a text is compared: both sides without accents, in one case, cut into words at everything that is no letter or
 digit; so ``DOE^JOHN`` is found in ``John Doe``, ``doe_john`` and ``DOE-JOHN.nii``, and ``johndoe`` too.
@@ -28,7 +28,7 @@ from medmtl.io.deidentify.elements import level, plain, vr_of
 from medmtl.io.deidentify.profile import CODE_TEXT, PUBLIC_SCHEMES, TYPE_UIDS, Action, Options, rule
 from medmtl.io.deidentify.pseudonyms import Pseudonyms
 from medmtl.io.deidentify.search import SHORTEST
-from medmtl.io.deidentify.words import WORD, common, folded
+from medmtl.io.deidentify.words import WORD, common, folded, own_words
 
 _DATES = re.compile(
     r"(?<!\d)(?<!\d\.)(?:(\d{4})([-/._]?)(\d\d)\2(\d\d)(?:\d{6}|\d{4})?|(\d\d)[-/.](\d\d)[-/.](\d{4}))(?!\d)"
@@ -162,7 +162,7 @@ class Identifiers:
         words = WORD.findall(folded(value))
         if not words:
             return
-        known = all(common(word) for word in words) and not _number_in_groups(words)
+        known = all(_ordinary(kind, word) for word in words) and not _number_in_groups(words)
         if not known and len(words) <= _LONGEST_PHRASE:
             self._phrase(kind, words, shortest=4)
             if len(words) > 1:
@@ -171,13 +171,13 @@ class Identifiers:
         elif known and strict:
             self.unsearchable[kind] += 1
         for word in words:
-            if not common(word) and len(word) >= (4 if not word.isdigit() else 6):
+            if not _ordinary(kind, word) and len(word) >= (4 if not word.isdigit() else 6):
                 self._phrase(kind, [word], shortest=4)
                 self._bytes(kind, word)
 
     def _phrase(self, kind: str, words: list[str], *, shortest: int) -> None:
         wide = sum(len(word) if word.isascii() else 2 * len(word) for word in words)
-        if wide < shortest or (all(common(word) for word in words) and not _number_in_groups(words)):
+        if wide < shortest or (all(_ordinary(kind, word) for word in words) and not _number_in_groups(words)):
             self.unsearchable[kind] += 1
         elif "Name" in kind:
             self.phrases[tuple(words)] = kind  # a name that a comment repeats is a name
@@ -197,6 +197,14 @@ class Identifiers:
                     continue
                 if len(raw) >= SHORTEST and not raw.isdigit():  # digits alone are looked for in texts, as whole words
                     self.raw.setdefault(raw.lower(), kind)
+
+
+def _ordinary(kind: str, word: str) -> bool:
+    """Whether a word says nothing: of a path, not even a word of our own messages (``truncated``, ``irregular``).
+
+    A report says these of any source; a patient called so is found by the attributes that name the patient.
+    """
+    return common(word) or (kind == "path" and word in own_words())
 
 
 def _number_in_groups(words: Sequence[str]) -> bool:

@@ -1,8 +1,11 @@
 """Words that say nothing about a person wherever they stand: what a search for identifiers leaves out."""
 
+import ast
 import re
 import unicodedata
+from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 
 from pydicom._dicom_dict import DicomDictionary
 from pydicom.uid import UID_dictionary
@@ -11,6 +14,8 @@ from medmtl.io.deidentify.vocabulary import is_safe
 from medmtl.io.reasons import REMEDY
 
 WORD = re.compile(r"[^\W_]+")
+_PACKAGE = Path(__file__).parents[2]
+_WRITERS = ("io", "ingest")  # packages whose texts end in the tables and reports of a study
 REPORTS = frozenset(  # of reports, tables and log lines
     """
     about above accepted account after again against allowed also among another anything because been before
@@ -63,3 +68,23 @@ def _dictionary_words() -> frozenset[str]:
         *REMEDY.values(),
     )
     return frozenset(word for text in texts for word in WORD.findall(folded(text)))
+
+
+@cache
+def own_words() -> frozenset[str]:
+    """Every word that the code of medmtl may write about scans of its own accord: codes, messages, headings.
+
+    Read from the code's strings, so that no list falls behind. Without the source files (compiled alone) it is empty,
+    which makes a search find too much, never too little.
+    """
+    paths = (path for package in _WRITERS for path in sorted((_PACKAGE / package).rglob("*.py")))
+    texts = (text for path in paths for text in _strings(ast.parse(path.read_text(encoding="utf-8"))))
+    return frozenset(word for text in texts for word in WORD.findall(folded(text)) if word.isalpha())
+
+
+def _strings(tree: ast.Module) -> Iterator[str]:
+    """The text of every string but docstrings."""
+    statements = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in statements:
+            yield node.value

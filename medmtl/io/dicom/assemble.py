@@ -11,7 +11,7 @@ import numpy as np
 from medmtl.io.dicom.geometry import Axes, Shift, Spacing, affine_of, axes_of, shift_of, spacing_of
 from medmtl.io.dicom.pixelsize import is_colour, itemsize_of
 from medmtl.io.dicom.record import Frame, Header
-from medmtl.io.dicom.separate import TEMPORAL, TIME, Part, Placed, Split, separate
+from medmtl.io.dicom.separate import CONTRASTS, TEMPORAL, TIME, Part, Placed, Split, separate
 from medmtl.io.dicom.stack import Policy, Refused, Regrid, Slice, Stack
 from medmtl.io.reasons import refusal
 from medmtl.io.volume import Floats, Note
@@ -82,7 +82,7 @@ def _volume(parts: Sequence[Part], axes: Axes, spacing: tuple[float, float], pol
         upright = shift.angle_deg == 0 or regrid is not None
         step = regrid.step_mm if regrid else found.step_mm
         lattice = axes.normal * step if upright else (positions[-1] - positions[0]) / (len(first) - 1)
-        notes = (*notes, *_stated_step(header, found))
+        notes = (*notes, *_stated_step(header, found), *_mixed(parts))
     return _stack(slices, len(parts), axes, spacing, lattice, regrid, units, _common(parts), notes, policy)
 
 
@@ -224,6 +224,17 @@ def _stated_step(header: Header, found: Spacing) -> tuple[Note, ...]:
     if stated is None or header.mosaic_tiles or abs(found.step_mm - stated) <= 0.1 * stated:
         return ()
     return (Note("W-DCM-SLICE-SPACING", f"slices lie {found.step_mm:.3f} mm apart, the header states {stated:.3f}"),)
+
+
+def _mixed(parts: Sequence[Part]) -> tuple[Note, ...]:
+    """A word on slices of another contrast than the rest of their volume, where they make no volume of their own."""
+    found = []
+    for name in CONTRASTS:
+        counts = [Counter(member.slice.frame.split.get(name) for member in part.members) for part in parts]
+        others = sum(count.total() - max(count.values()) for count in counts)
+        if others:
+            found.append(f"{name} in {others} of {sum(count.total() for count in counts)}")
+    return (Note("W-DCM-CONTRAST", f"slices differ from the rest: {', '.join(found)}"),) if found else ()
 
 
 def _common(parts: Sequence[Part]) -> Split:

@@ -1,5 +1,6 @@
 """The stored values of frames: read from their bytes where they are plain, decoded by pydicom's plug-ins where not."""
 
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
@@ -43,6 +44,9 @@ def stored_frames(header: Header, indices: Sequence[int]) -> Iterator[Array]:
             stream = parse(file, status.st_size, Limits(), frozenset()).stream if deflated else file
             frames = _plain_frames if is_plain(pixels) else _decoded_frames
             yield from frames(stream, pixels, indices)
+            after = os.fstat(file.fileno())
+            if (after.st_size, after.st_mtime_ns) != (header.size, header.mtime_ns):
+                raise refusal("E-FILE-CHANGED", "the file was written to while it was read")
     except UserError as error:
         raise UserError(error.code, error.what, error.remedy, where=header.path.name) from error
     except OSError as error:

@@ -16,7 +16,7 @@ from medmtl.io.dicom.kinds import IMAGE, NO_PIXELS, kind_of
 from medmtl.io.dicom.mosaic import tile_count, tile_frames
 from medmtl.io.dicom.parse import PIXEL_TAGS, PREAMBLE_BYTES, Parsed, parse, regular_file
 from medmtl.io.dicom.record import Frame, Header, Limits, NotDicom, Pixels, header_from_json, header_to_json
-from medmtl.io.dicom.syntax import is_encapsulated
+from medmtl.io.dicom.syntax import is_encapsulated, is_known, name_of
 from medmtl.io.reasons import refusal
 from medmtl.io.volume import Note
 
@@ -127,6 +127,8 @@ def _image(common: Header, parsed: Parsed, stream: BinaryIO, limits: Limits) -> 
         fault = fragments_fault(stream, pixels, common.size)
     elif fault is None and not is_encapsulated(pixels.syntax):
         fault, note = native_fault(parsed.stream, pixels, parsed.size)
+    elif fault is None and not is_known(pixels.syntax):  # it may have its own way of laying pixels down
+        fault = ("E-DCM-CODEC", f"no decoder is known for {name_of(pixels.syntax)}")
     elif fault is None:
         fault = ("E-DCM-PIXELS", "compressed pixels that are not in fragments")
     if fault:

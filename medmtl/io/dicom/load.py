@@ -11,7 +11,7 @@ import numpy.typing as npt
 from medmtl.io.dicom.assemble import matrix_of
 from medmtl.io.dicom.colour import palette_rgb, pixel_elements, rgb_of
 from medmtl.io.dicom.decode import stored_frames
-from medmtl.io.dicom.mosaic import mosaic_side
+from medmtl.io.dicom.mosaic import check_tiles, mosaic_side
 from medmtl.io.dicom.pixelsize import PHYSICAL
 from medmtl.io.dicom.record import Header
 from medmtl.io.dicom.resample import regridded
@@ -70,7 +70,7 @@ def _grey(stack: Stack) -> tuple[Array, list[Note]]:
             out = out.view(np.uint16)
         else:
             out, found = _filled(stack, np.dtype(np.int32), track=track)
-    notes = [*_inversion_note(stack), *_replace_padding(stack, out, found)]
+    notes = [*_inversion_note(stack), *_empty_tiles_note(stack, out), *_replace_padding(stack, out, found)]
     if assumed:
         notes.append(_check_hu(found))
     return _with_time(out, stack.times), notes
@@ -112,6 +112,8 @@ def _frames(slices: Sequence[Slice]) -> Iterator[tuple[int, Slice, Array]]:
         for number in numbers:
             wanted[slices[number].frame.index].append(number)
         for index, values in zip(indices, stored_frames(header, indices), strict=True):
+            if header.mosaic_tiles:
+                check_tiles(values, header.mosaic_tiles)
             for number in wanted[index]:
                 yield number, slices[number], _tile(values, slices[number].frame.tile, header)
 
@@ -162,6 +164,13 @@ def _inversion_note(stack: Stack) -> list[Note]:
     if inverted(stack.first) or (pixels.lut and stack.first.modality not in PHYSICAL):
         return [Note("R-DCM-INVERTED", "MONOCHROME1: turned over in the range of its stored bits, after the rescale")]
     return [Note("W-DCM-MONOCHROME1", "shown with the lowest value white; the values are physical and stay")]
+
+
+def _empty_tiles_note(stack: Stack, out: Array) -> list[Note]:
+    """A word on mosaics [I, J, K * T] whose last tiles are of one value: slices that were stated, and not acquired?"""
+    last = [n for n, item in enumerate(stack.slices) if item.frame.tile == item.header.mosaic_tiles - 1]
+    empty = sum(bool(out[:, :, n].min() == out[:, :, n].max()) for n in last)
+    return [Note("W-DCM-MOSAIC", f"the last slice of {empty} of {len(last)} mosaics is empty")] if empty else []
 
 
 def _assumes_hu(item: Slice) -> bool:

@@ -8,9 +8,13 @@ along the private slice normal, which may be opposite to the normal of the image
 import math
 import struct
 from dataclasses import replace
+from typing import Any
+
+import numpy.typing as npt
 
 from medmtl.io.dicom.elements import Elements
 from medmtl.io.dicom.record import Frame, Pixels, Vector
+from medmtl.io.reasons import refusal
 
 _CREATORS = (0x0019, "SIEMENS MR HEADER", 0x0A), (0x0029, "SIEMENS CSA HEADER", 0x10)
 _MAX_ITEMS, _MAX_TAGS = 1000, 4096
@@ -21,11 +25,31 @@ def tile_count(elements: Elements, image_type: tuple[str, ...]) -> int:
     if "MOSAIC" not in image_type:
         return 0
     tag = elements.private(*_CREATORS[0])
-    count = elements.integer(tag) if tag else None
-    if count is None:
-        values = csa_values(_csa(elements), "NumberOfImagesInMosaic")
-        count = int(values[0]) if values and math.isfinite(values[0]) else None
-    return count if count is not None and 0 < count <= 4096 else -1
+    stated = elements.integer(tag) if tag else None
+    values = csa_values(_csa(elements), "NumberOfImagesInMosaic")
+    found = {count for count in (stated, int(values[0]) if values and math.isfinite(values[0]) else None) if count}
+    count = found.pop() if len(found) == 1 else 0  # two that disagree say nothing
+    return count if 0 < count <= 4096 else -1
+
+
+def check_tiles(mosaic: npt.NDArray[Any], tiles: int) -> None:
+    """Refuse a mosaic [rows, columns] that holds more than the ``tiles`` that its header states (``E-DCM-MOSAIC``).
+
+    Scanners leave the rest of the mosaic at one value; slices there would be lost.
+    """
+    side = mosaic_side(tiles)
+    rows, columns = mosaic.shape[0] // side, mosaic.shape[1] // side
+    places = ((tile, *divmod(tile, side)) for tile in range(tiles, side * side))
+    filled = [
+        tile + 1
+        for tile, down, across in places
+        if (rest := mosaic[down * rows : (down + 1) * rows, across * columns : (across + 1) * columns]).size
+        and rest.min() != rest.max()
+    ]
+    if filled:
+        raise refusal(
+            "E-DCM-MOSAIC", f"the header states {tiles} tiles, the mosaic holds an image in tile {filled[-1]}"
+        )
 
 
 def mosaic_side(tiles: int) -> int:

@@ -25,6 +25,9 @@ PIXEL_TAGS = {0x7FE00008: "FloatPixelData", 0x7FE00009: "DoubleFloatPixelData", 
 _SYNTAX = tag_of("TransferSyntaxUID")
 _VRS = frozenset(str(vr).encode() for vr in VR if len(str(vr)) == 2)
 PREAMBLE_BYTES = 132
+_MOST_ELEMENTS = 100_000  # of a data set; the standard names five thousand
+_FIRST_BYTES = 64 * 2**20  # of a deflated data set: more than any header takes
+_PADDING_BYTES = 16 * 2**20  # behind its pixels
 
 
 class _Cut(Exception):
@@ -111,7 +114,7 @@ def parse(stream: BinaryIO, size: int, limits: Limits, wanted: frozenset[int]) -
             meta_elements, Elements(Dataset()), syntax, preamble, None, "", 0, None, stream.tell(), size, stream, cut
         )
     if syntax == syntaxes.DEFLATED:
-        stream = io.BytesIO(inflate(stream.read(), limits.max_bytes + limits.max_header))
+        stream = inflate(stream.read(), limits)
         source = Source(stream, len(stream.getbuffer()), limits.max_header)
     implicit, little = _encoding(source, syntax)
     syntax = syntax or (syntaxes.IMPLICIT if implicit else syntaxes.EXPLICIT if little else syntaxes.BIG_ENDIAN)
@@ -136,14 +139,28 @@ def parse(stream: BinaryIO, size: int, limits: Limits, wanted: frozenset[int]) -
     )
 
 
-def inflate(content: bytes, largest: int) -> bytes:
-    """The data set of a deflated file (PS3.5 A.5); one that would grow beyond ``largest`` bytes is refused."""
+def inflate(content: bytes, limits: Limits) -> io.BytesIO:
+    """The data set of a deflated file (PS3.5 A.5), refused where it grows beyond the pixels that it states.
+
+    A thousand bytes can come of one: nothing is inflated that no element accounts for, but for some padding.
+    """
     machine = zlib.decompressobj(-zlib.MAX_WBITS)
-    inflated = machine.decompress(content, largest)
+    most = limits.max_bytes + limits.max_header
+    inflated = io.BytesIO(machine.decompress(content, min(_FIRST_BYTES, most)))
+    size = len(inflated.getbuffer())
     if machine.unconsumed_tail:
-        raise refusal("E-DCM-CLAIM", f"the deflated data set holds more than {largest:,} bytes")
+        stop = _Stop()
+        _read(Source(inflated, size, limits.max_header), implicit=False, little=True, wanted=frozenset(), stop=stop)
+        end = stop.offset(inflated.tell()) + (stop.length or 0) if stop.tag is not None else size
+        largest = min(end + _PADDING_BYTES, most)
+        inflated.seek(size)
+        if largest > size:
+            size += inflated.write(machine.decompress(machine.unconsumed_tail, largest - size))
+        if size >= largest and not machine.eof:
+            raise refusal("E-DCM-CLAIM", f"the deflated data set holds more than {largest:,} bytes")
     if not machine.eof:
         raise refusal("E-DCM-TRUNCATED", "the deflated data set is cut off")
+    inflated.seek(0)
     return inflated
 
 
@@ -156,8 +173,12 @@ class _Stop:
         self.length: int | None = None
         self.vr = "OW"
         self._short = True
+        self._seen = 0
 
     def __call__(self, tag: BaseTag, vr: str | None, length: int) -> bool:
+        self._seen += 1
+        if self._seen > _MOST_ELEMENTS:  # zeros are elements without a value, eight bytes each
+            raise _Cut(-1, f"more than {_MOST_ELEMENTS:,} elements")
         if self._group is not None:
             return tag >> 16 != self._group
         if tag in PIXEL_TAGS:

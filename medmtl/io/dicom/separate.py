@@ -20,7 +20,7 @@ _TAGS = (
     "InversionTime", "FlipAngle", "DiffusionDirectionality", "DiffusionBValue", "DiffusionGradient",
     "TemporalPositionIdentifier", "TemporalPositionIndex", "FrameReferenceTime", "AcquisitionNumber", "TriggerTime",
 )  # fmt: skip
-_CONTRASTS = (
+CONTRASTS = (
     "ComplexImageComponent",
     "ConvolutionKernel",
     "EchoTime",
@@ -80,7 +80,7 @@ def separate(
 
 def _interleaved(members: Sequence[Placed], policy: Policy, split: Split, used: frozenset[str]) -> list[Part]:
     """Parts of another contrast each, if every one is an even stack of its own: echoes between each other's slices."""
-    for name in _CONTRASTS:
+    for name in CONTRASTS:
         groups = _by(members, lambda member, name=name: member.slice.frame.split.get(name))  # type: ignore[misc]
         if name in used or len(groups) < 2 or min(len(group) for group in groups.values()) < 2:
             continue

@@ -24,6 +24,11 @@ def is_encapsulated(syntax: str) -> bool:
     return syntax not in NATIVE
 
 
+def is_known(syntax: str) -> bool:
+    """Whether the standard lists the syntax."""
+    return syntax in NATIVE or uid_of(syntax).is_transfer_syntax
+
+
 def is_jpeg(syntax: str) -> bool:
     """Whether frames are JPEG (T.81) or JPEG-LS (T.87) streams."""
     return syntax in _JPEG

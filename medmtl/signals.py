@@ -1,4 +1,4 @@
-"""A signal ends a job after the work at hand. As ``medmtl.process.signals``, for processes that do without torch."""
+"""How a signal ends a job without loss: after the work at hand."""
 
 import logging
 import signal
@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 def signals(piece: str) -> Iterator[list[int]]:
     """SIGINT and SIGTERM are noted in the list instead of ending the process; a second one acts at once.
 
-    ``piece`` is what will be finished first, for the message.
+    ``piece`` is what will be finished first (a step, a batch), for the message.
     """
     caught: list[int] = []
     before: dict[int, Any] = {}
