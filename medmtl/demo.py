@@ -124,10 +124,11 @@ def format_outcomes(outcomes: Sequence[Outcome]) -> str:
     heads = ("study", "task", "metric", "value", "interval", "constant")
     rows = [row for outcome in outcomes for row in _rows(outcome.name, outcome.evaluation.result)]
     failures = [line for outcome in outcomes for line in _failure(outcome.name, outcome.evaluation.result)]
-    places = [("report", "predictions", "seconds")]
+    places: list[tuple[str, str, str]] = []
     for outcome in outcomes:
-        spent = ", ".join(f"{phase} {seconds:.0f}" for phase, seconds in outcome.seconds.items())
-        places.append((str(outcome.evaluation.report), str(outcome.predictions), spent))
+        spent = ", ".join(f"{phase} {seconds:.0f} s" for phase, seconds in outcome.seconds.items())
+        places.append((outcome.name, "report", str(outcome.evaluation.report)))
+        places += [("", "predictions", str(outcome.predictions)), ("", "time", spent)]
     return "\n".join((aligned([heads, *rows]), "", *failures, "", aligned(places), "", "runs: make ui"))
 
 
