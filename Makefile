@@ -29,8 +29,8 @@ $(STAMP): pyproject.toml constraints.txt
 
 install: $(STAMP) ## set up .venv with the pinned versions
 
-demo: $(STAMP) ## the main job on synthetic data: train, evaluate, predict, report
-	$(RUN)/medmtl demo
+demo: $(STAMP) ## three studies on synthetic data: train, evaluate, predict, one table [ARGS="--only skin_lesions"]
+	$(RUN)/medmtl demo $(ARGS)
 
 test: $(STAMP) ## run the tests
 	$(RUN)/python -m pytest $(ARGS)
