@@ -6,7 +6,6 @@ linear (after smoothing where voxels grow), along one axis after the other.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 
@@ -175,10 +174,3 @@ def _linear_at(tensor: Tensor, axis: int, places: Tensor) -> Tensor:
     weight = (inside - below).to(tensor.dtype).reshape([-1 if i == axis else 1 for i in range(tensor.ndim)])
     above = (below + 1).clamp(max=tensor.shape[axis] - 1)
     return tensor.index_select(axis, below) * (1 - weight) + tensor.index_select(axis, above) * weight
-
-
-def affine_of(grid: Grid, start: Sequence[int] = (0, 0, 0)) -> Floats:
-    """The affine of a window of the tensor that begins at ``start``."""
-    moved = grid.affine.copy()
-    moved[:3, 3] += grid.affine[:3, :3] @ np.array(start, float)
-    return moved
