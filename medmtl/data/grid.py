@@ -7,7 +7,7 @@ linear (after smoothing where voxels grow), along one axis after the other.
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +24,15 @@ from medmtl.io.volume import Floats, Volume
 _SAMPLE = 2_000_000  # voxels that a percentile looks at, evenly spread
 
 
+C = TypeVar("C", bound=Config)
+
+
+def _checked_order(config: C, low: float, high: float) -> C:
+    if not low < high:
+        raise ValueError(f"low {low} is not below high {high}; write the smaller first")
+    return config
+
+
 class RangeIntensity(Config):
     """[``low``, ``high``] in the image's units becomes [0, 1], what lies beyond is cut: a CT's window in HU."""
 
@@ -33,9 +42,7 @@ class RangeIntensity(Config):
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
-        if not self.low < self.high:
-            raise ValueError(f"low {self.low} is not below high {self.high}; write the smaller first")
-        return self
+        return _checked_order(self, self.low, self.high)
 
     def limits(self, image: Tensor) -> tuple[float, float]:
         return self.low, self.high
@@ -45,26 +52,25 @@ class PercentileIntensity(Config):
     """The image's own percentiles become 0 and 1: for MR, whose units mean nothing from one scanner to the next.
 
     With ``foreground`` they are those of the voxels above the lowest value, so that the share of air does not matter.
+    ``low`` None is the lowest value itself: dim tissue then stays apart from air.
     """
 
     kind: Literal["percentile"] = "percentile"
-    low: Annotated[float, Field(ge=0, lt=100)] = 0.5
+    low: Annotated[float, Field(ge=0, lt=100)] | None = None
     high: Annotated[float, Field(gt=0, le=100)] = 99.5
     foreground: bool = True
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
-        if not self.low < self.high:
-            raise ValueError(f"low {self.low} is not below high {self.high}; write the smaller first")
-        return self
+        return _checked_order(self, self.low or 0.0, self.high)
 
     def limits(self, image: Tensor) -> tuple[float, float]:
         values = image[image > image.min()] if self.foreground else image.flatten()
         if not values.numel():
             raise UserError("E-IMG-CONSTANT", "every voxel has the same value", "check the image, or drop the case")
         some = values[:: max(1, len(values) // _SAMPLE)]
-        low, high = np.percentile(some.numpy(), (self.low, self.high))
-        return (float(image.min()) if self.foreground else float(low)), float(high)
+        low, high = np.percentile(some.numpy(), (self.low or 0.0, self.high))
+        return float(image.min() if self.low is None else low), float(high)
 
 
 Intensity = Annotated[RangeIntensity | PercentileIntensity, Field(discriminator="kind")]

@@ -76,10 +76,10 @@ class ImageNormalise(Config):
 
 
 class ForegroundNormalise(Config):
-    """``(x - m) / max(s, epsilon)`` with mean and deviation of the voxels above 0, which stay apart from the rest at 0.
+    """``(x - m) / max(s, epsilon)`` for every voxel, m and s being mean and deviation of those above 0.
 
-    For skull-stripped brains and other images whose background is the lowest value: how much of it there is must not
-    change what the network sees. The background becomes ``-m / s`` too, so that order is kept.
+    For skull-stripped brains and other images whose background is 0: how much of it there is must not change what the
+    network sees. The background itself becomes ``-m / s``, so that order is kept.
     """
 
     kind: Literal["foreground"] = "foreground"

@@ -153,6 +153,9 @@ def test_intensities_of_a_window_and_of_percentiles():
     wide = np.pad(brain, 20)
     assert PercentileIntensity().limits(torch.from_numpy(wide)) == (low, high)  # air does not count
     assert PercentileIntensity(foreground=False).limits(torch.from_numpy(wide))[1] < high
+    assert PercentileIntensity(low=10).limits(torch.from_numpy(wide))[0] == pytest.approx(
+        np.percentile(brain[brain > 0], 10)
+    )
 
 
 @pytest.mark.parametrize(
