@@ -18,7 +18,8 @@ LAYERS = {
     "tasks": 3,
     "balance": 4,
     "bundle": 5, "predictor": 5.1,
-    "engine": 6, "inference": 6, "evaluation": 6, "ingest": 6,
+    "ingest": 5.9,
+    "engine": 6, "inference": 6, "evaluation": 6,
     "study": 7, "runs": 7.1, "card": 7.1, "experiment": 7.2, "results": 7.3,
     "demo": 8, "cli": 8.1, "ui": 8, "__main__": 8.2,
 }  # fmt: skip

@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass, field
 from itertools import islice
 from math import isfinite
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
@@ -44,11 +44,19 @@ class FitConfig(Config):
     )  # of torch, per process; None: torch's choice. Exact resume needs the same number
     channels_last: bool = True
     monitor: str | None = None  # <task>.<metric> on validation; None: the first task's first headline metric
+    keep: Literal["best", "last"] = "best"  # the model of the best validation, or of the last: with few validation
+    # cases the best of many epochs is chosen by noise, and two runs compare fairly only at the end of one schedule
     patience: int | None = Field(None, ge=1)  # validations without improvement before stopping; None: never
     validate_every: int = Field(1, ge=1)  # epochs
     observe_every: int = Field(0, ge=0)  # steps between logs of the cosine between the tasks' gradients; 0: never
     checkpoint_minutes: float = Field(10.0, gt=0)  # within an epoch; there is always one at its end
     stop_after_bad_steps: int = Field(10, ge=1)  # consecutive steps with a gradient that is not finite
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.keep == "last" and self.patience is not None:
+            raise ValueError("patience stops at a model that is no longer the best, and keep: last keeps it: leave one")
+        return self
 
 
 @dataclass
@@ -277,8 +285,12 @@ class Trainer:
         self.save(best=improved)
 
     def _select(self, validated: Mapping[str, float]) -> bool:
-        """Whether this is the best validation so far; NaN never is. Ties keep the earlier epoch."""
+        """Whether this validation's model is to be kept: the best so far, or the last. NaN is never the best; ties keep
+        the earlier epoch."""
         p, value = self.progress, validated[self.monitor]
+        if self.config.keep == "last":
+            p.best, p.best_epoch = float(value) if value == value else None, p.epoch
+            return True
         better = value == value and (p.best is None or (value > p.best if self.higher_is_better else value < p.best))
         if better:
             p.best, p.best_epoch, p.stale = float(value), p.epoch, 0

@@ -448,6 +448,18 @@ def test_the_best_epoch_is_chosen_by_the_monitor(tmp_path, values, best, epochs)
         assert checkpoint.load(tmp_path / checkpoint.BEST)["progress"]["epoch"] == best[1] + 1
 
 
+@pytest.mark.parametrize("last", [4.0, float("nan")])
+def test_the_last_epoch_is_kept_where_the_best_would_be_noise(tmp_path, last):
+    given = iter([1.0, 2.0, last])
+    config = FitConfig(channels_last=False, keep="last")
+    trainer = _trainer(tmp_path, validate=lambda model: {"size.mae": next(given)}, config=config)
+    progress = trainer.fit()
+    assert progress.best_epoch == 2 and progress.best == (None if last != last else last)
+    assert checkpoint.load(tmp_path / checkpoint.BEST)["progress"]["epoch"] == 3
+    with pytest.raises(ValueError, match="keep: last"):
+        FitConfig(keep="last", patience=3)
+
+
 def test_the_loss_of_an_accumulated_step_is_that_of_all_its_batches(tmp_path):
     """A task that only the first batch labels is reported with that batch's loss, not with zero."""
     trainer = _trainer(tmp_path, accumulate=2)
