@@ -15,7 +15,7 @@ RUN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 LAUNCH := $(if $(filter-out 1,$(PROCESSES)),$(RUN)/torchrun --standalone --nproc-per-node=$(PROCESSES) -m medmtl,$(RUN)/medmtl)
 
-.PHONY: help install demo test check format ingest deidentify prepare train single evaluate predict ui config bench clean
+.PHONY: help install doctor demo test check format ingest deidentify prepare train single crossval sweep evaluate predict ui config bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -29,11 +29,14 @@ $(STAMP): pyproject.toml constraints.txt
 
 install: $(STAMP) ## set up .venv with the pinned versions
 
+doctor: $(STAMP) ## look at this machine: versions, codecs, GPU, memory, disk, locks, MLflow [ARGS=--json]
+	$(RUN)/medmtl doctor $(ARGS)
+
 demo: $(STAMP) ## three studies on synthetic data: train, evaluate, predict, one table [ARGS="--only skin_lesions"]
 	$(RUN)/medmtl demo $(ARGS)
 
 test: $(STAMP) ## run the tests
-	$(RUN)/python -m pytest $(ARGS)
+	$(RUN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile $(ARGS)
 
 check: $(STAMP) ## format, lint and type checks
 	$(RUN)/ruff format --check .
@@ -64,6 +67,13 @@ single: $(STAMP) ## the single-task control of a study: TASK=atypical
 	@test -n "$(TASK)" || { echo "say which task: make single TASK=atypical" >&2; exit 2; }
 	$(LAUNCH) train $(CONFIG) $(ARGS) --single-task $(TASK)
 
+crossval: $(STAMP) ## every fold of CONFIG, pooled [ARGS="--single-tasks"]
+	$(RUN)/medmtl crossval $(CONFIG) $(ARGS)
+
+sweep: $(STAMP) ## one study, several settings: FILE=configs/sweeps/skin_lesions_alpha.yaml [ARGS=--test]
+	@test -n "$(FILE)" || { echo "make sweep FILE=configs/sweeps/skin_lesions_alpha.yaml" >&2; exit 2; }
+	$(RUN)/medmtl sweep "$(FILE)" $(ARGS)
+
 evaluate: $(STAMP) ## evaluate CONFIG's run on its test cases
 	$(RUN)/medmtl evaluate $(CONFIG) $(ARGS)
 
@@ -79,6 +89,7 @@ config: $(STAMP) ## check CONFIG and print the resolved tree
 
 bench: $(STAMP) ## benchmarks: ratios measured in one run
 	$(RUN)/python benchmarks/step_overhead.py
+	$(RUN)/python benchmarks/hold_memory.py
 	$(RUN)/python benchmarks/augment_cost.py
 	$(RUN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[bench]"
 	$(RUN)/python benchmarks/ingest_throughput.py --series 4

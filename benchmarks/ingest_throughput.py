@@ -3,9 +3,9 @@
     python benchmarks/ingest_throughput.py [--series 12] [--slices 60] [--peers dcm2niix-gz ...] [--rounds 1] [--out F]
 
 medmtl is run as a user runs it, starting included, with everything on: headers checked, de-identified, sidecars,
-manifest, reports, thumbnails, gzip. The peers write volumes only. ``-raw`` is without gzip. Files are in the page
-cache. Memory is the largest sum of resident sizes over all processes of a program, sampled every 50 ms; pages that
-processes share count more than once. The peers come with ``pip install 'medmtl[bench]'``.
+manifest, reports, thumbnails, gzip. The peers write volumes only. ``-raw`` (of medmtl: ``--uncompressed``) is without
+gzip. Files are in the page cache. Memory is the largest sum of resident sizes over all processes of a program, sampled
+every 50 ms; pages that processes share count more than once. The peers come with ``pip install 'medmtl[bench]'``.
 """
 
 import argparse
@@ -52,6 +52,7 @@ def commands(source: Path, out: Path) -> dict[str, list[str]]:
     python, dcm2niix = sys.executable, str(Path(sys.executable).with_name("dcm2niix"))
     found = {
         "medmtl": [python, "-m", "medmtl", "ingest", str(source), str(out / "study")],
+        "medmtl-raw": [python, "-m", "medmtl", "ingest", str(source), str(out / "study"), "--uncompressed"],
         "medmtl again": [python, "-m", "medmtl", "ingest", str(source), str(out / "study")],
         "dcm2niix-raw": [dcm2niix, "-z", "n", "-f", "%s_%j", "-o", str(out), str(source)],
         "dcm2niix-gz": [dcm2niix, "-z", "i", "-f", "%s_%j", "-o", str(out), str(source)],
@@ -131,7 +132,7 @@ def main() -> None:
         source = Path(folder) / "source"
         for n in range(options.series):
             write_ct_series(source / f"series{n:02d}", slices=options.slices, size=options.size, seed=n)
-        names = ["medmtl", "medmtl again", *options.peers]
+        names = ["medmtl", "medmtl again", "medmtl-raw", *options.peers]
         if shutil.which("pigz"):
             names.append("dcm2niix-pigz")
         best = run(source, Path(folder), names, options.rounds)

@@ -19,6 +19,7 @@ from torch import nn
 
 from medmtl import __version__
 from medmtl.config import Config, digest, plain, read_yaml, validate
+from medmtl.data.covariates import Covariates
 from medmtl.data.preprocess import Preprocess
 from medmtl.errors import SafetyRefusal, UserError
 from medmtl.files import write_atomic
@@ -26,17 +27,24 @@ from medmtl.models.encoders import AnyEncoder
 from medmtl.models.multitask import MultiTaskModel
 from medmtl.models.views import ViewSet
 from medmtl.tasks import AnyTask
+from medmtl.tasks.classification import Classification
+from medmtl.tasks.ordinal import Ordinal
+from medmtl.tasks.regression import Regression
 
 FORMAT = 1
 SPEC, WEIGHTS, CARD = "spec.yaml", "weights.safetensors", "README.md"
 
 
 class ModelSpec(Config):
-    """What the model computes: preprocessing, encoder, tasks, and the views that inference averages over."""
+    """What the model computes: preprocessing, encoder, tasks, covariates, and the views that inference averages over.
+
+    Inference on an image without covariates takes the case for one of which none is known.
+    """
 
     preprocess: Preprocess
     encoder: AnyEncoder
     tasks: dict[str, AnyTask] = Field(min_length=1)
+    covariates: Covariates | None = None
     views: ViewSet = "identity"
 
     @model_validator(mode="after")
@@ -44,12 +52,43 @@ class ModelSpec(Config):
         bad = [name for name in self.tasks if not name.replace("_", "").replace("-", "").isalnum()]
         if bad:
             raise ValueError(f"task names are letters, digits, '-' and '_', found {bad[0]!r}")
+        check_tasks(self.tasks, self.covariates)
         return self
+
+    @property
+    def fused(self) -> tuple[str, ...]:
+        """The tasks whose heads see covariates."""
+        if self.covariates is None:
+            return ()
+        if self.covariates.tasks is not None:
+            return self.covariates.tasks
+        return tuple(name for name, task in self.tasks.items() if isinstance(task, FUSING))
 
     def build(self, *, load_weights: bool = False) -> MultiTaskModel:
         """The model with fresh parameters; ``load_weights`` lets the encoder start from its pretrained file."""
         encoder = self.encoder.build(self.preprocess.channels, load_weights=load_weights)
-        return MultiTaskModel(encoder, {name: task.head(encoder) for name, task in self.tasks.items()})
+        model = MultiTaskModel(encoder, {name: task.head(encoder) for name, task in self.tasks.items()})
+        if self.covariates is not None:
+            use = self.covariates.use
+            absent = self.covariates.absent()
+            model.fuse(self.fused, absent, image=use != "covariates", covariates=use != "image")
+        return model
+
+
+FUSING = (Classification, Ordinal, Regression)  # their heads are pooled; a domain must not be told by the covariates
+
+
+def check_tasks(tasks: Mapping[str, AnyTask], covariates: Covariates | None) -> None:
+    """ValueError where a task refers to one that is not there or is no number, or covariates to one without a head."""
+    for name, task in tasks.items():
+        for item in task.sum_of if isinstance(task, Regression) else ():
+            if item == name or not isinstance(tasks.get(item), Regression | Ordinal):
+                raise ValueError(f"tasks.{name}.sum_of: {item!r} is no other regression or ordinal task")
+    for name in (covariates.tasks or ()) if covariates is not None else ():
+        if not isinstance(tasks.get(name), FUSING):
+            raise ValueError(f"covariates.tasks: {name!r} is no classification, ordinal or regression task")
+    if covariates is not None and (covariates.tasks == () or not any(isinstance(t, FUSING) for t in tasks.values())):
+        raise ValueError("covariates: no task sees them; they are for classification, ordinal and regression")
 
 
 @dataclass(frozen=True)
@@ -134,5 +173,5 @@ def _sha256(content: bytes) -> str:
 
 def example_input(spec: ModelSpec) -> torch.Tensor:
     """Zeros of the size that the network sees, [1, C, *S]; 64 pixels an axis where the specification leaves it open."""
-    size = spec.preprocess.window or spec.preprocess.resize or (64,) * (2 if spec.preprocess.volume is None else 3)
+    size = spec.preprocess.input_size or spec.preprocess.resize or (64,) * (2 if spec.preprocess.volume is None else 3)
     return torch.zeros(1, spec.preprocess.channels, *size)

@@ -22,6 +22,13 @@ def model_card(prepared: Prepared, spec: ModelSpec, selected: Mapping[str, Any])
         for name, task in spec.tasks.items()
         if isinstance(task, Classification) and task.threshold is not None
     )
+    fused = spec.covariates
+    beside = (
+        f"\nSees, beside the image: {', '.join((*fused.numeric, *fused.categorical))} (use: {fused.use}); without "
+        "them a case counts as one of which none is known."
+        if fused is not None
+        else ""
+    )
     size = " x ".join(map(str, spec.preprocess.window or spec.preprocess.resize or ())) or "any"
     return f"""# {prepared.study.name} ({{bundle_id}})
 
@@ -29,7 +36,7 @@ Research use only; not a medical device. Written by medmtl {__version__}.
 
 ## Model
 Encoder `{spec.encoder.kind} {spec.encoder.name}`, input {size} pixels, {spec.preprocess.channels} channels.
-Predictions are averaged over the views `{spec.views}`.
+Predictions are averaged over the views `{spec.views}`.{beside}
 
 ## Tasks
 {tasks}

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from medmtl.config import load
 from medmtl.data.case import Manifest, read_manifest
+from medmtl.data.synthetic.brain import write_brain_study
 from medmtl.data.synthetic.colposcopy import write_colposcopy_study
 from medmtl.data.synthetic.dermoscopy import write_dermoscopy_study
 from medmtl.data.synthetic.mitosis import write_mitosis_study
@@ -47,6 +48,7 @@ DEMOS = (
     DemoStudy("atypical_mitosis", write_mitosis_study, cases=480, groups=48),
     DemoStudy("cervical_screening", write_colposcopy_study, cases=720, groups=320),
     DemoStudy("skin_lesions", write_dermoscopy_study, cases=400, groups=320),
+    DemoStudy("adas_cog", write_brain_study, cases=200, groups=110),
 )
 
 
@@ -115,7 +117,8 @@ def _scans(manifest: Manifest, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for case in manifest.cases:
         if case.split == "test":
-            shutil.copyfile(manifest.path(case.image), folder / f"{case.case_id}{Path(case.image).suffix}")
+            suffix = ".nii.gz" if case.image.endswith(".nii.gz") else Path(case.image).suffix
+            shutil.copyfile(manifest.path(case.image), folder / f"{case.case_id}{suffix}")
     return folder
 
 

@@ -16,8 +16,9 @@ from torch import nn
 
 from medmtl import __version__
 from medmtl import distributed as dist
+from medmtl.balance import GramianConfig
 from medmtl.bars import bar
-from medmtl.bundle import ModelSpec, example_input, save_bundle
+from medmtl.bundle import ModelSpec, example_input, load_bundle, save_bundle
 from medmtl.card import model_card
 from medmtl.config import plain, to_yaml
 from medmtl.data.loader import CaseDataset, train_loader
@@ -30,10 +31,12 @@ from medmtl.engine.objective import Objective
 from medmtl.engine.optim import average
 from medmtl.errors import TrainingInterrupted, UserError
 from medmtl.files import write_atomic
+from medmtl.finetune import freeze, same_input, start_from
+from medmtl.fingerprint import training_fingerprint, write_fingerprint
 from medmtl.metrics import describe
 from medmtl.models.multitask import MultiTaskModel
 from medmtl.predictor import Predictor, channels_last
-from medmtl.process import device_named
+from medmtl.process import device_named, hold_memory
 from medmtl.runs import RunFolder
 from medmtl.seeds import counted
 from medmtl.study import Prepared, Study, label_counts, prepare
@@ -44,15 +47,20 @@ log = logging.getLogger(__name__)
 Say = Callable[[str], None]
 
 
-def train(study: Study, *, runs: Path = Path("runs"), fresh: bool = False, say: Say = print) -> RunFolder:
-    """Train a study, or continue or confirm the run that these very settings already have in ``runs``."""
+def train(
+    study: Study, *, runs: Path = Path("runs"), fresh: bool = False, say: Say = print, parent: str | None = None
+) -> RunFolder:
+    """Train a study, or continue or confirm the run that these very settings already have in ``runs``.
+
+    ``parent``: the MLflow run that this one is shown under.
+    """
     run = RunFolder.of(study, runs)
     with dist.process_group(), run.locked():
-        _train(study, run, fresh, say)
+        _train(study, run, fresh, say, parent)
     return run
 
 
-def _train(study: Study, run: RunFolder, fresh: bool, say: Say) -> None:
+def _train(study: Study, run: RunFolder, fresh: bool, say: Say, parent: str | None) -> None:
     """Everything that may use the process group; what it holds is released before the group is."""
     if study.fit.threads is not None:
         torch.set_num_threads(study.fit.threads)
@@ -66,6 +74,7 @@ def _train(study: Study, run: RunFolder, fresh: bool, say: Say) -> None:
         "torch": str(torch.__version__),
         "timm": version("timm"),
         "medmtl": __version__,
+        **({} if prepared.init_id is None else {"init_bundle": prepared.init_id}),
     }
     if fresh and dist.rank() == 0:  # a fresh run that is killed early must not find the old one's state
         shutil.rmtree(run.checkpoints, ignore_errors=True)
@@ -76,7 +85,7 @@ def _train(study: Study, run: RunFolder, fresh: bool, say: Say) -> None:
     if dist.rank() == 0:
         write_atomic(run.study, to_yaml(study))
     _say_study(prepared, run, say)
-    with _tracked(prepared, run, identity, fresh) as callbacks:
+    with _tracked(prepared, run, identity, fresh, parent) as callbacks:
         trainer = build_trainer(prepared, run, identity, callbacks, say)
         if found is not None:
             trainer.restore(found)
@@ -94,8 +103,12 @@ def _found(run: RunFolder, identity: Mapping[str, Any], say: Say) -> dict[str, A
     for warning in warnings:
         say(f"warning: {warning}")
     before = state["identity"]
-    strict = ("config_sha256", "split_sha256", "manifest_sha256", "world_size")
-    changed = [f"{key} was {before.get(key)}, is {identity[key]}" for key in strict if before.get(key) != identity[key]]
+    strict = ["config_sha256", "split_sha256", "manifest_sha256", "init_bundle"]
+    if not state["progress"]["finished"]:  # nothing is left to compute otherwise
+        strict.append("world_size")
+    changed = [
+        f"{key} was {before.get(key)}, is {identity.get(key)}" for key in strict if before.get(key) != identity.get(key)
+    ]
     if changed:
         raise UserError(
             "E-RUN-CHANGED",
@@ -104,7 +117,7 @@ def _found(run: RunFolder, identity: Mapping[str, Any], say: Say) -> dict[str, A
             where=str(run.path),
         )
     loose = [f"{key} was {before.get(key)}, is {identity[key]}" for key in identity if before.get(key) != identity[key]]
-    if loose:
+    if loose and not state["progress"]["finished"]:
         say("warning: resuming is exact only with the same " + "; ".join(loose))
     return state
 
@@ -120,7 +133,9 @@ def _say_study(prepared: Prepared, run: RunFolder, say: Say) -> None:
 
 
 @contextmanager
-def _tracked(prepared: Prepared, run: RunFolder, identity: Mapping[str, Any], fresh: bool) -> Iterator[Callbacks]:
+def _tracked(
+    prepared: Prepared, run: RunFolder, identity: Mapping[str, Any], fresh: bool, parent: str | None
+) -> Iterator[Callbacks]:
     """Progress, history and MLflow on rank 0, nothing elsewhere; all are told how the block ended."""
     study = prepared.study
     if dist.rank() != 0:
@@ -129,7 +144,7 @@ def _tracked(prepared: Prepared, run: RunFolder, identity: Mapping[str, Any], fr
     callbacks = Callbacks([ProgressBar(), History(run.history)])
     with _finishing(callbacks):
         if study.tracking.enabled:
-            callbacks.members.append(_open_tracker(prepared, run, identity, fresh))
+            callbacks.members.append(_open_tracker(prepared, run, identity, fresh, parent))
         yield callbacks
 
 
@@ -148,7 +163,9 @@ def _finishing(callbacks: Callbacks) -> Iterator[None]:
     callbacks.finished("FINISHED")
 
 
-def _open_tracker(prepared: Prepared, run: RunFolder, identity: Mapping[str, Any], fresh: bool) -> Callback:
+def _open_tracker(
+    prepared: Prepared, run: RunFolder, identity: Mapping[str, Any], fresh: bool, parent: str | None
+) -> Callback:
     """The run in MLflow, new or continued, with settings, hashes and the data it uses."""
     from medmtl.engine.mlflow import Tracker  # mlflow takes seconds to import
 
@@ -164,6 +181,7 @@ def _open_tracker(prepared: Prepared, run: RunFolder, identity: Mapping[str, Any
         tags=tags,
         params=plain(study),
         resume_run_id=resume,
+        parent=parent,
     )
     run.add_facts({"mlflow_run_id": tracker.run_id, **hashes})
     for part, cases in prepared.split.parts().items():
@@ -179,6 +197,7 @@ def build_trainer(
 ) -> Trainer:
     study, spec = prepared.study, prepared.spec
     device = device_named(study.fit.device)
+    hold_memory()
     if study.loader.batch_size % dist.world():
         raise UserError(
             "E-CFG-BATCH",
@@ -195,16 +214,20 @@ def build_trainer(
             where="loader",
         )
     torch.manual_seed(counted("init", study.seed))
-    model = spec.build(load_weights=True)
+    model = _initial(prepared, say)
     frozen = freeze_unreached(model, spec)
     if frozen:
         say(f"{frozen} encoder parameters are read by no head and stay as they are")
+    if study.optim.freeze:
+        say(f"frozen: {', '.join(study.optim.freeze)} ({freeze(model, study.optim.freeze)} parameters)")
+        _check_shared(study, model)
     model = model.to(device)
     if study.fit.channels_last:
         channels_last(model)
     main = [task for task in spec.tasks.values() if not task.auxiliary]
     balancer = study.balance.build(len(main)).to(device)
-    objective = Objective(model, spec.tasks, balancer, getattr(study.balance, "shared", "all"))
+    scope: Any = getattr(study.balance, "shared", "all")
+    objective = Objective(model, spec.tasks, balancer, scope, emphasis=study.emphasis, penalties=study.penalties)
     training = prepared.dataset(prepared.split.train, augment=True)
     validation = prepared.dataset(prepared.split.val)
     if study.loader.cache == "memory":
@@ -249,6 +272,31 @@ def build_trainer(
         device=device,
         identity=dict(identity),
     )
+
+
+def _initial(prepared: Prepared, say: Say) -> MultiTaskModel:
+    """The model at its start: fresh, from the encoder's pretrained file, or in parts from a bundle."""
+    init = prepared.study.init
+    model = prepared.spec.build(load_weights=init is None or "encoder" not in init.parts)
+    if init is not None:
+        bundle = load_bundle(init.bundle)
+        say(f"{', '.join(init.parts)} start from bundle {bundle.id} ({start_from(model, bundle, init.parts)} numbers)")
+        if not same_input(bundle.spec, prepared.spec):
+            say("warning: that bundle was trained on images that were preprocessed otherwise")
+    return model
+
+
+def _check_shared(study: Study, model: MultiTaskModel) -> None:
+    """Refuse what looks at gradients on shared parameters where none is left to train."""
+    if model.shared():
+        return
+    if isinstance(study.balance, GramianConfig) or study.fit.observe_every:
+        raise UserError(
+            "E-CFG-FREEZE",
+            "the tasks' gradients on the encoder cannot be compared: it is frozen",
+            "set balance.kind: fixed and fit.observe_every: 0, or freeze a part of the encoder only",
+            where="optim.freeze",
+        )
 
 
 def freeze_unreached(model: MultiTaskModel, spec: ModelSpec) -> int:
@@ -304,7 +352,7 @@ def _finish(
     if dist.rank() != 0:
         return
     p, study = trainer.progress, prepared.study
-    best = checkpoint.load(run.checkpoints / checkpoint.BEST) if p.best is not None else trainer.state()
+    best = checkpoint.load(run.checkpoints / checkpoint.BEST) if p.best_epoch >= 0 else trainer.state()
     weights = (
         best["model"]
         if best["average"] is None
@@ -332,10 +380,13 @@ def _finish(
         "python": platform.python_version(),
         "training": {"cases": len(prepared.split.train), "domains": list(prepared.domains)},
     }
+    split, root = prepared.split, prepared.manifest.root
+    known = training_fingerprint(predictor, split.train, root, held_out=split.val)
+    provenance |= write_fingerprint(run.bundle, known)
     identifier = save_bundle(run.bundle, spec, model, provenance=provenance, card=model_card(prepared, spec, selected))
     run.add_facts({"bundle_id": identifier, "selected": selected})
-    value = "undefined in every epoch" if p.best is None else f"{p.best:.4f} (epoch {p.best_epoch + 1})"
-    say(f"best {trainer.monitor} on validation: {value}; bundle {identifier} in {run.bundle}")
+    value = "undefined" if p.best is None else f"{p.best:.4f} (epoch {p.best_epoch + 1})"
+    say(f"{study.fit.keep} {trainer.monitor} on validation: {value}; bundle {identifier} in {run.bundle}")
     tracker: Any = next((member for member in callbacks.members if hasattr(member, "log_model")), None)
     if tracker is not None:
         example = np.moveaxis(example_input(spec).numpy(), 1, -1).astype(np.uint8)

@@ -13,7 +13,9 @@ from medmtl.bundle import Bundle, ModelSpec
 from medmtl.data.batch import Batch
 from medmtl.data.case import Case
 from medmtl.data.loader import CaseDataset, plain_batches
+from medmtl.models.sliding import slide
 from medmtl.models.views import VIEWS, ViewSet
+from medmtl.tasks.regression import Regression
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 Precision = Literal["fp32", "bf16"]
@@ -54,17 +56,34 @@ class Predictor:
         )
 
     @torch.inference_mode()
-    def decode(self, image: Tensor) -> dict[str, Tensor]:
-        """``image [B, C, *S]``, preprocessed -> {task: probabilities [B, K, ...] or values [B]}, float32 on the CPU."""
+    def decode(self, image: Tensor, covariates: Tensor | None = None) -> dict[str, Tensor]:
+        """``image [B, C, *S]``, preprocessed -> {task: probabilities [B, K, ...] or values [B]}, float32 on the CPU.
+
+        Without ``covariates`` [B, P], a model that wants them takes every case for one of which none is known. Where
+        the specification has patches, images may be of any size: windows slide over them (:func:`.sliding.slide`).
+        """
+        patches = self.spec.preprocess.patches
+        if patches is None:
+            return self._decode(image, covariates)
+
+        def answer(windows: Tensor, row: int) -> dict[str, Tensor]:
+            known = None if covariates is None else covariates[row].expand(len(windows), -1)
+            return self._decode(windows, known)
+
+        return slide(image, answer, size=patches.size, overlap=patches.overlap, together=patches.windows)
+
+    def _decode(self, image: Tensor, covariates: Tensor | None = None) -> dict[str, Tensor]:
+        """What :meth:`decode` gives, all of the image at once."""
         was_training = self.model.training
         self.model.eval()
         image = image.to(self.device)
+        covariates = None if covariates is None else covariates.to(self.device)
         if image.ndim == 4:
             image = image.to(memory_format=torch.channels_last)
         sums: dict[str, Tensor] = {}
         for view in self.views:
             with _exact(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-                outputs = self.model(view.apply(image))
+                outputs = self.model(view.apply(image), covariates)
             for name, output in outputs.items():
                 decoded = self.spec.tasks[name].decode(output.float())
                 decoded = view.undo(decoded) if decoded.ndim == image.ndim else decoded
@@ -74,7 +93,12 @@ class Predictor:
 
     def rows(self, batch: Batch, cases: Mapping[str, Case]) -> list[dict[str, object]]:
         """One row of the case table per case and task of a batch."""
-        decoded = self.decode(batch.image)
+        decoded = self.decode(batch.image, batch.covariates)
+        sums = {
+            name: torch.stack([self.spec.tasks[item].quantity(decoded[item]) for item in task.sum_of]).sum(0)
+            for name, task in self.spec.tasks.items()
+            if isinstance(task, Regression) and task.sum_of
+        }
         rows: list[dict[str, object]] = []
         for name, task in self.spec.tasks.items():
             target_name = task.target or name
@@ -90,6 +114,7 @@ class Predictor:
                         "split": case.split,
                         "task": name,
                         **task.row(decoded[name][i], targets[i] if known and targets is not None else None),
+                        **({"items_sum": float(sums[name][i])} if name in sums else {}),
                         **{f"meta.{key}": value for key, value in case.meta.items()},
                     }
                 )
@@ -115,7 +140,8 @@ class Predictor:
     def arrays(self, images: np.ndarray) -> pd.DataFrame:
         """Images [B, H, W, C], uint8 or float in [0, 1] -> one row per image: probabilities, labels, values.
 
-        Dense tasks give the foreground fraction. This is the signature of the MLflow model.
+        Dense tasks give the foreground fraction; covariates count as missing. This is the signature of the MLflow
+        model.
         """
         channels_first = torch.as_tensor(np.ascontiguousarray(images)).movedim(-1, 1)
         scaled = channels_first.float() / 255 if channels_first.dtype == torch.uint8 else channels_first.float()

@@ -3,15 +3,17 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from medmtl.balance import AnyBalancer, FixedConfig
-from medmtl.bundle import ModelSpec
+from medmtl.balance import AnyBalancer, FixedConfig, UncertaintyConfig
+from medmtl.bundle import FUSING, ModelSpec, check_tasks
 from medmtl.config import Config, digest, plain
+from medmtl.controls.config import AnyControl, check_controls
 from medmtl.data.augment import Augment
 from medmtl.data.case import Case, Manifest, read_manifest
+from medmtl.data.covariates import Covariates
 from medmtl.data.loader import CaseDataset, LoaderConfig, case_weight, labels
 from medmtl.data.preprocess import Preprocess
 from medmtl.data.sampler import SamplerConfig
@@ -23,6 +25,7 @@ from medmtl.engine.optim import OptimConfig
 from medmtl.errors import UserError
 from medmtl.evaluation.aggregate import AggregateConfig
 from medmtl.evaluation.failures import FailureConfig
+from medmtl.finetune import InitConfig, check_parts, inherited, read_source
 from medmtl.models.encoder import TimmConfig
 from medmtl.models.encoders import AnyEncoder
 from medmtl.models.views import ViewSet
@@ -30,11 +33,15 @@ from medmtl.tasks import AnyTask
 from medmtl.tasks.annotators import Annotators
 from medmtl.tasks.classification import Classification
 from medmtl.tasks.domain import Domain
+from medmtl.tasks.emphasis import Emphasis
 from medmtl.tasks.ordinal import Ordinal
+from medmtl.tasks.penalties import AnyPenalty, check_penalties
+from medmtl.tasks.regression import Regression
 
 HARMLESS = (
     "loader.workers",
     "loader.cache",
+    "loader.cache_gib",
     "loader.evaluation_batch_size",
     "tracking",
     "evaluation",
@@ -61,6 +68,8 @@ class EvaluationConfig(Config):
     gallery: int = Field(12, ge=0)  # worst errors shown per task
     failures: FailureConfig | None = FailureConfig()
     aggregate: AggregateConfig | None = None
+    by: tuple[str, ...] = ()  # meta columns for whose values every metric is tabulated, as for domains
+    controls: Annotated[tuple[AnyControl, ...], AfterValidator(check_controls)] = ()  # beside training mean and median
 
 
 class Study(Config):
@@ -73,6 +82,10 @@ class Study(Config):
     augment: Augment = Augment()
     encoder: AnyEncoder = TimmConfig()
     tasks: dict[str, AnyTask] = Field(min_length=1)
+    covariates: Covariates | None = None
+    emphasis: Emphasis | None = None
+    penalties: tuple[AnyPenalty, ...] = ()
+    init: InitConfig | None = None  # a bundle to start from; None: fresh parameters, or the encoder's pretrained file
     balance: AnyBalancer = FixedConfig()
     sampler: SamplerConfig = SamplerConfig()
     loader: LoaderConfig = LoaderConfig()
@@ -91,7 +104,22 @@ class Study(Config):
             raise ValueError(
                 f"fit.monitor {self.monitored!r} names no task; write <task>.<metric> with one of {list(self.tasks)}"
             )
+        check_tasks(self.tasks, self.covariates)
+        check_penalties(self.penalties, self.tasks, self.covariates.tasks if self.covariates else None)
+        if self.emphasis is not None:
+            self._check_emphasis(self.emphasis)
+        check_parts(self.optim.freeze, self.tasks, key="optim.freeze")
+        check_parts(self.init.parts if self.init else (), self.tasks, key="init.parts")
         return self
+
+    def _check_emphasis(self, emphasis: Emphasis) -> None:
+        unknown = [name for name in emphasis.items if name not in self.tasks]
+        if unknown:
+            raise ValueError(f"emphasis.items: {unknown[0]!r} is no task; the study has {list(self.tasks)}")
+        if isinstance(self.balance, UncertaintyConfig) and not emphasis.even:
+            raise ValueError(  # at its optimum exp(-s_t) is 1 / (w_t L_t): a constant w_t is gone
+                "balance: uncertainty learns the weights of items away; set emphasis.preset: uniform without groups"
+            )
 
     @property
     def monitored(self) -> str:
@@ -111,17 +139,44 @@ class Study(Config):
                 where="--single-task",
             )
         task = self.tasks[name].model_copy(update={"weight": 1.0, "auxiliary": False})
+        if isinstance(task, Regression):
+            task = task.model_copy(update={"sum_of": ()})
         first, _, _ = self.monitored.partition(".")
         monitor = self.fit.monitor if first == name else None
         stratify = self.data.stratify or self.stratify
+        freeze = tuple(part for part in self.optim.freeze if _is_of(part, name))
         return self.model_copy(
             update={
+                "init": self._init_alone(name),
+                "optim": self.optim.model_copy(update={"freeze": freeze}),
                 "name": f"{self.name}-only-{name}",
                 "tasks": {name: task},
+                "covariates": self._covariates_of(name),
+                "emphasis": None,
+                "penalties": (),
                 "fit": self.fit.model_copy(update={"monitor": monitor}),
                 "data": self.data.model_copy(update={"stratify": stratify}),
             }
         )
+
+    def _init_alone(self, name: str) -> InitConfig | None:
+        """What one task alone starts from: the same bundle, without the other tasks' heads."""
+        parts = tuple(part for part in self.init.parts if _is_of(part, name)) if self.init else ()
+        return self.init.model_copy(update={"parts": parts}) if self.init and parts else None
+
+    @property
+    def carried(self) -> frozenset[str]:
+        """The tasks whose head comes from a bundle and stays as it is: they need no label."""
+        heads = self.init.head_names() if self.init else ()
+        return frozenset(name for name in heads if name in self.tasks and f"heads.{name}" in self.optim.freeze)
+
+    def _covariates_of(self, name: str) -> Covariates | None:
+        """The covariates for a study of one task, None where its head sees none."""
+        if self.covariates is None or not isinstance(self.tasks[name], FUSING):
+            return None
+        if self.covariates.tasks is None or name in self.covariates.tasks:
+            return self.covariates.model_copy(update={"tasks": None})
+        return None
 
     @property
     def stratify(self) -> str:
@@ -138,11 +193,27 @@ class Study(Config):
                 tree[group].pop(key, None)
             else:
                 tree.pop(group, None)
+        for key in ("covariates", "emphasis", "penalties"):
+            if not tree[key]:
+                tree.pop(key)
+        for task in tree["tasks"].values():
+            for key, default in (("standardise", "labels"), ("sum_of", [])):
+                if task.get(key) == default:
+                    task.pop(key)
+        if self.init is None:  # absent, these two leave a run the name that it had before they existed
+            tree.pop("init")
+        if not self.optim.freeze:
+            tree["optim"].pop("freeze")
         return tree
 
     @property
     def sha256(self) -> str:
         return digest(self.tree())
+
+
+def _is_of(part: str, task: str) -> bool:
+    """Whether a part of the model is there when ``task`` is alone."""
+    return not part.startswith("heads.") or part.split(".")[1] == task
 
 
 @dataclass(frozen=True)
@@ -154,6 +225,7 @@ class Prepared:
     split: Split
     spec: ModelSpec
     domains: tuple[str, ...]  # of the training part
+    init_id: str | None = None  # of the bundle that it starts from
 
     @property
     def targets(self) -> dict[str, Target]:
@@ -164,6 +236,7 @@ class Prepared:
 
     def dataset(self, cases: tuple[Case, ...], *, augment: bool = False) -> CaseDataset:
         """The samples of some cases, augmented for training or plain."""
+        emphasis = self.study.emphasis
         return CaseDataset(
             cases,
             self.manifest.root,
@@ -173,7 +246,10 @@ class Prepared:
             augment=self.study.augment if augment else None,
             seed=self.study.seed,
             cache=self.study.loader.cache,
+            cache_gib=self.study.loader.cache_gib,
             weigh=tuple(dict.fromkeys(task.weigh for task in self.spec.tasks.values() if task.weigh is not None)),
+            covariates=self.spec.covariates,
+            strata=None if emphasis is None or emphasis.by is None else (emphasis.by, emphasis.strata),
         )
 
 
@@ -183,19 +259,40 @@ def prepare(study: Study) -> Prepared:
     named = _named(study, manifest)
     _check_columns(named, manifest)
     _check_weights(named, manifest)
+    _check_groups(named, manifest)
+    if named.covariates is not None:
+        named.covariates.check(manifest.cases)
     split = split_cases(manifest, study.data.split, stratify=study.stratify)
     if study.data.check_duplicates:
         check_duplicates(manifest, split)
     domains = tuple(sorted({case.domain for case in split.train} - {""}))
-    tasks = {name: _fitted(study, name, task, split, manifest, domains) for name, task in named.tasks.items()}
-    spec = ModelSpec(preprocess=study.preprocess, encoder=study.encoder, tasks=tasks, views=study.views)
-    return Prepared(study, manifest, split, spec, domains)
+    source, init_id = read_source(study.init) if study.init else (None, None)
+    tasks = {}
+    for name, task in named.tasks.items():
+        labelled = name not in study.carried or _labelled(name, task, split.train)
+        fitted = _fitted(study, name, task, split, manifest, domains) if labelled else task
+        heads = study.init.head_names() if study.init else ()
+        tasks[name] = inherited(name, fitted, source, labelled=labelled) if source and name in heads else fitted
+    covariates = None if study.covariates is None else study.covariates.fit(split.train)
+    if source is not None and study.init is not None and set(study.init.head_names()) & set(source.fused):
+        covariates = source.covariates  # on the scale that the head which is started from has learned
+    spec = ModelSpec(
+        preprocess=study.preprocess, encoder=study.encoder, tasks=tasks, covariates=covariates, views=study.views
+    )
+    return Prepared(study, manifest, split, spec, domains, init_id)
+
+
+def _labelled(name: str, task: AnyTask, cases: tuple[Case, ...]) -> bool:
+    """Whether any of the cases has a label of the task."""
+    if isinstance(task, Domain):
+        return any(case.domain for case in cases)
+    return any(column in case.targets for case in cases for column in task.columns(name))
 
 
 def _named(study: Study, manifest: Manifest) -> Study:
     """The study with the annotators of every task that leaves them open: those that the manifest's columns name."""
     tasks = {
-        name: task.named(name, manifest.targets) if isinstance(task, Annotators) else task
+        name: task.named(name, manifest.targets) if isinstance(task, Annotators) and name not in study.carried else task
         for name, task in study.tasks.items()
     }
     return study.model_copy(update={"tasks": tasks})
@@ -222,7 +319,7 @@ def _check_columns(study: Study, manifest: Manifest) -> None:
                 where=f"tasks.{name}",
             )
         absent = next((column for column in task.columns(name) if column not in manifest.targets), None)
-        if absent is not None:
+        if absent is not None and name not in study.carried:
             raise UserError(
                 "E-CFG-TARGET",
                 f"task {name!r} needs column target.{absent}, the manifest has "
@@ -254,6 +351,22 @@ def _check_weights(study: Study, manifest: Manifest) -> None:
             )
         for case in manifest.cases:
             case_weight(case, task.weigh)
+
+
+def _check_groups(study: Study, manifest: Manifest) -> None:
+    """A group that no case is of is a misspelt one."""
+    if study.emphasis is None or study.emphasis.by is None:
+        return
+    by = study.emphasis.by
+    found = {case.meta[by] for case in manifest.cases if by in case.meta}
+    missing = [name for name in study.emphasis.strata if name not in found]
+    if missing:
+        raise UserError(
+            "E-CFG-EMPHASIS",
+            f"no case has {missing[0]!r} in meta.{by}, which has {', '.join(sorted(found)[:12]) or 'no value'}",
+            "correct emphasis.groups or emphasis.by",
+            where=manifest.name,
+        )
 
 
 def _fitted(

@@ -6,6 +6,7 @@ B samples, K classes, T tasks, P shared parameters, as everywhere.
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -76,6 +77,13 @@ MIXED = {  # a study in small: two main tasks that label different samples, one 
     "site": TASKS["adversary"],
 }
 WEIGHED = {name: task.model_copy(update={"weigh": f"sure_of_{name}"}) for name, task in MIXED.items()}
+SCORE = {  # a score in small: items of two kinds, their total, and the score later on
+    "q1": Ordinal(low=0, high=5),
+    "q2": Regression(low=0, high=10, centre=4.0, scale=2.0),
+    "q3": Regression(low=0, high=5, centre=1.0, scale=1.0, criterion="l1"),
+    "total": Regression(low=0, high=20, centre=7.0, scale=4.0, sum_of=("q1", "q2", "q3")),
+    "later": Regression(low=0, high=20, centre=9.0, scale=5.0),
+}
 BALANCERS = ("fixed", "uncertainty", "dwa", "upgrad", "pcgrad", "mgda", "aligned_mtl", "cagrad")
 
 
@@ -161,13 +169,23 @@ def balancer(kind: str, tasks: int) -> Balancer:
     return TypeAdapter(AnyBalancer).validate_python({"kind": kind}).build(tasks)
 
 
-def objective(tasks: Mapping[str, Task] = MIXED, balancer: Balancer | None = None, seed: int = 0) -> Objective:
+def informed(batch: Batch, covariates: int = 3, strata: int = 2, seed: int = 3) -> Batch:
+    """The same batch with random covariates [B, P] and strata, of which -1 is one."""
+    source = torch.Generator().manual_seed(seed)
+    samples = len(batch.case_ids)
+    known = torch.randn(samples, covariates, generator=source)
+    return replace(batch, covariates=known, stratum=torch.arange(samples) % (strata + 1) - 1)
+
+
+def objective(
+    tasks: Mapping[str, Task] = MIXED, balancer: Balancer | None = None, seed: int = 0, **beside: Any
+) -> Objective:
     """A tiny model with heads for ``tasks``, in training mode, always the same parameters."""
     torch.manual_seed(seed)
     encoder = TinyEncoder()
     model = MultiTaskModel(encoder, {name: task.head(encoder) for name, task in tasks.items()})
     main = sum(not task.auxiliary for task in tasks.values())
-    return Objective(model, tasks, balancer or FixedConfig().build(main)).train()
+    return Objective(model, tasks, balancer or FixedConfig().build(main), **beside).train()
 
 
 def gradients(objective: Objective, batch: Batch, observe: bool = False) -> tuple[Tensor, dict[str, Tensor | None]]:
@@ -188,7 +206,8 @@ def chosen(batch: Batch, samples: list[int]) -> Batch:
 
     ids = tuple(batch.case_ids[i] for i in samples)
     parts = some(batch.targets), some(batch.labelled), batch.domain[samples], ids, some(batch.weights)
-    return Batch(batch.image[samples], *parts)
+    extra = (None if tensor is None else tensor[samples] for tensor in (batch.covariates, batch.stratum))
+    return Batch(batch.image[samples], *parts, *extra)
 
 
 def write_png(path, seed: int, *, size: int = 12, channels: int = 3, bits: int = 8):

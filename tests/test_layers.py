@@ -17,11 +17,12 @@ LAYERS = {
     "data": 2, "models": 2,
     "tasks": 3,
     "balance": 4,
-    "bundle": 5, "predictor": 5.1,
+    "bundle": 5, "predictor": 5.1, "fingerprint": 5.2, "finetune": 5.2, "export": 5.3,
     "ingest": 5.9,
-    "engine": 6, "inference": 6, "evaluation": 6,
+    "engine": 6, "inference": 6, "evaluation": 6, "controls": 6.5,
     "study": 7, "runs": 7.1, "card": 7.1, "experiment": 7.2, "results": 7.3,
-    "demo": 8, "cli": 8.1, "ui": 8, "__main__": 8.2,
+    "nested": 7.4, "pooling": 7.4, "crossval": 7.5, "sweep": 7.5,
+    "demo": 8, "doctor": 8, "cli": 8.1, "ui": 8, "__main__": 8.2,
 }  # fmt: skip
 EDGES = {  # library -> the only places that may import it
     "mlflow": ("engine/mlflow.py", "engine/mlflow_store.py", "engine/pyfunc_model.py"),
@@ -33,6 +34,7 @@ EDGES = {  # library -> the only places that may import it
     "highdicom": ("io/dicom/", "inference/writers/"),
     "dicomanonymizer": ("io/deidentify/",),
     "isal": ("io/",),
+    "onnxruntime": ("export/",),
     "typer": ("cli/",),
     "nibabel": ("io/", "inference/writers/"),
     "pydicom": ("io/", "data/synthetic/", "inference/writers/"),

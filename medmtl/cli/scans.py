@@ -1,4 +1,4 @@
-"""Commands about scans: ingest, de-identify, predict."""
+"""Commands about scans: ingest, de-identify."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -33,6 +33,9 @@ def ingest(
     group: Annotated[
         str, typer.Option(help='Patient of NIfTI files and pictures, as "{folder:2}" or "(?P<group>sub-[0-9]+)".')
     ] = "",
+    one_patient: Annotated[
+        str, typer.Option(help='Refuse DICOM files of two patients where there should be one, as "{folder:1}".')
+    ] = "",
     labels: Annotated[Path | None, typer.Option(help="Table of labels: CSV or XLSX.")] = None,
     label_key: Annotated[str, typer.Option(help="Its column that holds the key.")] = "",
     match: Annotated[str, typer.Option(help='The key of a case, as "{PatientID}" or "{stem}".')] = "{PatientID}",
@@ -40,17 +43,29 @@ def ingest(
     mask: Annotated[
         list[str] | None, typer.Option(help=r"Masks of an image: 'lesion=images/(.+)\.nii -> labels/\1.nii'.")
     ] = None,
+    mask_values: Annotated[
+        list[str] | None, typer.Option(help="Labels that a mask may hold, as lesion=0,1,2 or organs=0-40.")
+    ] = None,
+    segments: Annotated[
+        bool, typer.Option("--segments", help="DICOM SEG and RTSTRUCT become masks of the volumes they are drawn on.")
+    ] = False,
     tilt: Annotated[Literal["refuse", "keep", "resample"], typer.Option(help="Gantry tilt.")] = "refuse",
     irregular: Annotated[Literal["refuse", "resample"], typer.Option(help="Uneven distances of slices.")] = "refuse",
     gap: Annotated[Literal["refuse", "resample"], typer.Option(help="Missing slices.")] = "refuse",
     time: Annotated[
         Literal["split", "stack"], typer.Option(help="4-D series: a volume per time point, or one 4-D image.")
     ] = "split",
+    fourth_axis: Annotated[
+        Literal["time", "channel", "refuse"], typer.Option(help="What the fourth axis of a NIfTI file is.")
+    ] = "time",
     allow_incomplete: Annotated[
         bool, typer.Option("--allow-incomplete", help="Use what is left of a series of which some files are damaged.")
     ] = False,
     fill_nan: Annotated[
         bool, typer.Option("--fill-nan", help="Replace NaN by the lowest value, in up to 0.1 % of the voxels.")
+    ] = False,
+    uncompressed: Annotated[
+        bool, typer.Option("--uncompressed", help="Write volumes as .nii: faster, and two to four times as large.")
     ] = False,
     max_case_gib: Annotated[float, typer.Option(min=0.01, help="Largest volume in memory.")] = 4.0,
     jobs: Annotated[int, typer.Option(min=0, max=64, help="Processes; 0: one per core.")] = 0,
@@ -67,7 +82,7 @@ def ingest(
     from medmtl.ingest.pool import start_server
 
     start_server()  # its imports overlap with ours
-    from medmtl.ingest.command import label_rule, mask_rules, told
+    from medmtl.ingest.command import label_rule, label_values, mask_rules, told
     from medmtl.ingest.pipeline import Job
     from medmtl.ingest.pipeline import ingest as ingest_folder
     from medmtl.io.dicom.series import Policy
@@ -93,6 +108,11 @@ def ingest(
         group=group,
         labels=label_rule(labels, label_key, match, targets),
         masks=mask_rules(mask or ()),
+        mask_values=label_values(mask_values or ()),
+        segments=segments,
+        fourth_axis=fourth_axis,
+        uncompressed=uncompressed,
+        one_patient=one_patient,
         jobs=jobs,
         timeout_s=timeout,
         dry_run=dry_run,
@@ -174,38 +194,3 @@ def _verify(out: Path, source: Path | None, private: Path | None, options: "Opti
         kinds = ", ".join(f"{count} {kind}" for kind, count in findings.unsearchable.items())
         say(f"too short or too common to be searched for: {kinds}")
     return findings.exit_code
-
-
-@app.command()
-def predict(
-    bundle: Annotated[Path, typer.Argument(help="Folder that `medmtl train` wrote: runs/.../bundle.")],
-    source: Annotated[Path, typer.Argument(help="Folder of PNG, JPEG and TIFF images.")],
-    out: Annotated[Path, typer.Argument(help="Folder for predictions.csv, overlays and the ledger.")],
-    batch_size: Annotated[int, typer.Option(min=1)] = 32,
-    device: str = "auto",
-    views: Annotated[
-        Literal["identity", "mirror", "flips", "dihedral"] | None,
-        typer.Option(help="Views to average over; default: the bundle's."),
-    ] = None,
-    overlays: Annotated[bool, typer.Option(help="Draw the masks of dense tasks.")] = True,
-    overwrite: Annotated[bool, typer.Option(help="Replace the results of another bundle or other settings.")] = False,
-) -> int:
-    """Predict every image of a folder. Running again continues; a file that cannot be read is a row with a reason."""
-    from medmtl.inference.pipeline import Job
-    from medmtl.inference.pipeline import predict as predict_folder
-
-    job = Job(
-        bundle=bundle,
-        source=source,
-        out=out,
-        batch_size=batch_size,
-        device=device,
-        views=views,
-        overlays=overlays,
-        overwrite=overwrite,
-    )
-    summary = predict_folder(job)
-    say(f"{summary.ok} of {summary.total} images have a result: {summary.paths['predictions']}")
-    if summary.failed:
-        say(f"{summary.failed} have none, with reason and remedy: {summary.paths['errors']}")
-    return summary.exit_code

@@ -55,9 +55,12 @@ def evaluate(
     runs: Runs = Path("runs"),
 ) -> None:
     """Evaluate a run on its test cases: case table, metrics with intervals by domain, report."""
+    from medmtl.config import load
     from medmtl.results import evaluate_run
+    from medmtl.study import Study
 
-    result = evaluate_run(_run_of(target, overrides or [], single_task, runs), say=say)
+    settings = load(Study, target, overrides or []).evaluation if target.suffix in (".yaml", ".yml") else None
+    result = evaluate_run(_run_of(target, overrides or [], single_task, runs), evaluation=settings, say=say)
     say(f"report: {result.report}")
 
 
@@ -82,9 +85,12 @@ def compare(
     resamples: Annotated[int, typer.Option(min=100)] = 1000,
 ) -> None:
     """The difference of two runs on the cases they share, with paired intervals clustered by group."""
+    from medmtl.pooling import compare_pooled, is_pooled
     from medmtl.results import compare_runs
 
-    typer.echo(compare_runs([a, *(also_a or [])], [b, *(also_b or [])], out, resamples=resamples)[1], nl=False)
+    sides = [a, *(also_a or [])], [b, *(also_b or [])]
+    compared = compare_pooled if any(is_pooled(place) for side in sides for place in side) else compare_runs
+    typer.echo(compared(*sides, out, resamples=resamples)[1], nl=False)
 
 
 @app.command()
@@ -97,7 +103,62 @@ def ensemble(
     from medmtl.runs import RunFolder
 
     result = evaluate_ensemble([RunFolder(path) for path in runs], out, say=say)
+    if "units" not in result.result and any((path / "evaluation" / "aggregated.csv").is_file() for path in runs):
+        say("no numbers per patient: attention is learned by each run, see their own reports")
     say(f"report: {result.report}")
+
+
+@app.command()
+def pool(
+    runs: Annotated[list[Path], typer.Argument(help="Evaluated runs of one study, one for every fold.")],
+    out: Annotated[Path, typer.Option(help="Folder for the pooled evaluation.")],
+) -> None:
+    """Evaluate all folds together: every case once, by the model that never saw it."""
+    from medmtl.pooling import pool_runs
+    from medmtl.runs import RunFolder
+
+    result = pool_runs([RunFolder(path) for path in runs], out, say=say)
+    say(f"report: {result.report}")
+
+
+@app.command()
+def crossval(
+    file: ConfigFile,
+    overrides: Overrides = None,
+    folds: Annotated[str | None, typer.Option(help="Only these folds, as 0,1; default: all.")] = None,
+    single_task: Annotated[str | None, typer.Option(help="This task alone, everything else equal.")] = None,
+    single_tasks: Annotated[bool, typer.Option("--single-tasks", help="Each task alone as well, and a table.")] = False,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Train and evaluate every fold and pool them. The same command continues; finished runs are left alone."""
+    from medmtl.config import load
+    from medmtl.crossval import crossval as cross_validate
+    from medmtl.study import Study
+
+    study = load(Study, file, overrides or ())
+    cross_validate(study, runs=runs, folds=_numbers(folds), single_task=single_task, single_tasks=single_tasks, say=say)
+
+
+def _numbers(text: str | None) -> list[int] | None:
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise typer.BadParameter("write numbers with commas between them, as 0,1,2", param_hint="--folds")
+    return [int(part) for part in parts]
+
+
+@app.command()
+def sweep(
+    file: Annotated[Path, typer.Argument(help="A sweep's YAML file: study, and a list of the keys to set.")],
+    overrides: Overrides = None,
+    test: Annotated[bool, typer.Option("--test", help="Read the test part, too: when the choice is made.")] = False,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Train one study with several settings and compare them on validation; finished runs are left alone."""
+    from medmtl.sweep import sweep as train_sweep
+
+    train_sweep(file, overrides or (), runs=runs, test=test, say=say)
 
 
 @app.command()

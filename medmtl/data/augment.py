@@ -20,17 +20,22 @@ from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from medmtl.config import Config
-from medmtl.data.appearance import Blur, Colour, Erase, Fourier, Highlights, Noise, Stain
+from medmtl.data.appearance import Blur, Colour, Erase, Fourier, Highlights, Ingredient, Noise, Stain
 from medmtl.data.geometry import Geometry, draw_placement, shearing
+from medmtl.data.mri import Mri
 from medmtl.data.preprocess import IMAGE, SampleDict
 from medmtl.errors import UserError
 
 
 class Augment(Config):
-    """All augmentation of a training run; an empty configuration changes nothing. Appearance acts in this order."""
+    """All augmentation of a training run; an empty configuration changes nothing.
+
+    Appearance acts in this order, ``mri`` between ``stain`` and ``colour``.
+    """
 
     geometry: Geometry = Geometry()
     fourier: Fourier = Fourier()
@@ -40,6 +45,7 @@ class Augment(Config):
     noise: Noise = Noise()
     erase: Erase = Erase()
     highlights: Highlights = Highlights()
+    mri: Mri = Mri()
 
     def build(self, window: Sequence[int] | None, dense_keys: Sequence[str] = ()) -> "AugmentPipeline":
         """The pipeline for a network input of that size; without a window the image keeps its own."""
@@ -99,19 +105,26 @@ class AugmentPipeline:
     def intensity(self, sample: SampleDict, rng: np.random.Generator, reference: Tensor | None = None) -> SampleDict:
         """The image with another appearance, within [0, 1]. ``reference``: another training image for ``fourier``."""
         image, config = sample[IMAGE], self.config
-        ingredients = (
-            config.fourier,
-            config.stain,
-            config.colour,
-            config.blur,
-            config.noise,
-            config.erase,
-            config.highlights,  # last: an ingredient in between would shift the others' draws
-        )
-        seeds = rng.integers(2**63, size=len(ingredients))
-        for ingredient, seed in zip(ingredients, seeds, strict=True):
-            if ingredient.on:
-                own = np.random.Generator(np.random.PCG64(int(seed)))
-                if own.random() < ingredient.probability:
-                    image = ingredient.draw(own, image.shape, reference)(image)
+        early = (config.fourier, config.stain)
+        last = (config.colour, config.blur, config.noise, config.erase, config.highlights)
+        streams = rng.integers(2**63, size=len(early) + len(last) + len(config.mri.ingredients))
+        seeds = iter(streams.tolist())  # a new ingredient takes its own from the end: the others' draws stay
+        before, after = [next(seeds) for _ in early], [next(seeds) for _ in last]
+        image = _changed(image, early, before, reference)
+        scanned = _changed(image, config.mri.ingredients, list(seeds), reference)
+        if config.mri.keep_background and scanned is not image:
+            scanned = torch.where(image > 0, scanned, image)
+        image = _changed(scanned, last, after, reference)
         return {**sample, IMAGE: image}
+
+
+def _changed(
+    image: Tensor, ingredients: Sequence[Ingredient], seeds: Sequence[int], reference: Tensor | None
+) -> Tensor:
+    """One ingredient after the other, each drawn from its own seed."""
+    for ingredient, seed in zip(ingredients, seeds, strict=True):
+        if ingredient.on:
+            own = np.random.Generator(np.random.PCG64(seed))
+            if own.random() < ingredient.probability:
+                image = ingredient.draw(own, image.shape, reference)(image)
+    return image

@@ -6,6 +6,7 @@ linear (after smoothing where voxels grow), along one axis after the other.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, Self, TypeVar
 
@@ -22,6 +23,8 @@ from medmtl.io.orient import Turn, is_axes, turn_to
 from medmtl.io.volume import Floats, Volume
 
 _SAMPLE = 2_000_000  # voxels that a percentile looks at, evenly spread
+_SIZES_MM = (0.01, 100.0)  # of a voxel of a patient; beyond, a unit was taken for another
+_VOXELS = 2**30  # that a grid may have: 4 GiB of them
 
 
 C = TypeVar("C", bound=Config)
@@ -86,6 +89,11 @@ class Grid:
     shape: tuple[int, int, int]  # of the tensor
     affine: Floats  # tensor indices (d, h, w, 1) -> mm, RAS+
 
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """The size of the tensor's voxels along D, H and W."""
+        return spacing_mm(self.affine)
+
     def to_native(self, maps: Tensor) -> Tensor:
         """Maps [K, D, H, W] on the volume's own voxels, [K, I, J, K]; linear, the outermost value beyond the ends."""
         turned = [self.native[axis] for axis in self.turn.source]
@@ -112,7 +120,11 @@ class VolumeGrid(Config):
         return axes
 
     def place(self, volume: Volume) -> Grid:
-        """The grid of a volume; refused without a place (``E-VOL-PLACE``) or with another number of dimensions."""
+        """The grid of a volume.
+
+        Refused without a place (``E-VOL-PLACE``), with another number of dimensions (``E-VOL-DIMENSIONS``), with voxels
+        that no scanner makes (``E-VOL-SPACING``), and where ``spacing_mm`` would make too many (``E-VOL-SIZE``).
+        """
         if volume.colour or volume.array.ndim != 3:
             what = "colour" if volume.colour else f"{volume.array.ndim} dimensions"
             raise UserError(
@@ -129,10 +141,17 @@ class VolumeGrid(Config):
         shape = (volume.array.shape[0], volume.array.shape[1], volume.array.shape[2])
         turn, affine = turn_to(volume.affine, shape, self.axes)
         turned = [shape[axis] for axis in turn.source]
-        old = spacing_mm(affine)
+        old = _plausible(spacing_mm(affine))
         ratios = tuple(new / float(size) for new, size in zip(self.spacing_mm or old, old, strict=True))
         ratios = tuple(1.0 if abs(ratio - 1) < 1e-4 else ratio for ratio in ratios)
         size = tuple(max(1, math.floor(n / ratio + 1e-6)) for n, ratio in zip(turned, ratios, strict=True))
+        if math.prod(size) > _VOXELS:
+            new = _times(self.spacing_mm or old)
+            raise UserError(
+                "E-VOL-SIZE",
+                f"{_times(turned)} voxels of {_times(old)} mm become {_times(size)} of {new} mm",
+                "choose larger preprocess.volume.spacing_mm",
+            )
         moved = affine.copy()
         moved[:3, :3] = affine[:3, :3] * np.array(ratios)
         moved[:3, 3] = affine[:3, :3] @ ((np.array(ratios) - 1) / 2) + affine[:3, 3]
@@ -158,6 +177,21 @@ class VolumeGrid(Config):
                 places = ((torch.arange(n, dtype=torch.float64) + 0.5) * ratio - 0.5).round().long()
                 tensor = tensor.index_select(axis, places.clamp(0, tensor.shape[axis] - 1))
         return tensor
+
+
+def _plausible(sizes: tuple[float, float, float]) -> tuple[float, float, float]:
+    low, high = _SIZES_MM
+    if not low <= min(sizes) <= max(sizes) <= high:
+        raise UserError(
+            "E-VOL-SPACING",
+            f"voxels of {_times(sizes)} mm, expected {low:g} to {high:g} mm an axis",
+            "metres or microns were taken for millimetres: correct xyzt_units and the affine, and ingest again",
+        )
+    return sizes
+
+
+def _times(numbers: Sequence[float]) -> str:
+    return " x ".join(f"{number:.4g}" for number in numbers)
 
 
 def _resample(tensor: Tensor, axis: int, ratio: float, size: int) -> Tensor:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -16,6 +17,8 @@ from medmtl.config import Config
 from medmtl.data.augment import Augment
 from medmtl.data.batch import Batch, Sample, collate
 from medmtl.data.case import Case
+from medmtl.data.covariates import Covariates
+from medmtl.data.patches import Places, marks
 from medmtl.data.preprocess import IMAGE, Preprocess
 from medmtl.data.sampler import Draw, EpochOrder
 from medmtl.data.target import AnnotatorsTarget, MaskTarget, Target
@@ -32,7 +35,11 @@ class LoaderConfig(Config):
     batch_size: int = Field(32, ge=2)
     workers: int = Field(2, ge=0)  # loading processes per training process
     cache: Literal["none", "memory"] = "memory"  # keep decoded, preprocessed images in memory (8 bits a channel)
+    cache_gib: float = Field(8.0, gt=0)  # of the training images, and as much of others; what is beyond is read again
     evaluation_batch_size: int = Field(64, ge=1)
+
+
+Kept = tuple[dict[str, Tensor], dict[str, Tensor], dict[str, bool]]
 
 
 @dataclass
@@ -51,27 +58,30 @@ class CaseDataset(Dataset):  # type: ignore[type-arg]
     seed: int = 0
     cache: Literal["none", "memory"] = "memory"
     weigh: tuple[str, ...] = ()  # the meta columns by which tasks weigh the cases
-    _kept: dict[int, tuple[dict[str, Tensor], dict[str, Tensor], dict[str, bool]]] = field(
-        default_factory=dict, repr=False
-    )
+    covariates: Covariates | None = None
+    strata: tuple[str, tuple[str, ...]] | None = None  # a meta column, and its values whose items weigh otherwise
+    cache_gib: float = 8.0
+    _kept: dict[int, Kept] = field(default_factory=dict, repr=False)
+    _held: int = 0  # bytes in _kept
+    _marks: dict[int, list[Places]] = field(default_factory=dict, repr=False)  # where patches may be centred
 
     def __post_init__(self) -> None:
-        window = self.preprocess.window
+        window = self.preprocess.input_size
         self._reach = None if window is None else self.augment.reach(window) if self.augment else window
-        self._pipeline = self.augment.build(self.preprocess.window) if self.augment else None
+        self._pipeline = self.augment.build(window) if self.augment else None
 
     def __len__(self) -> int:
         return len(self.cases)
 
     def read(self, index: int) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, bool]]:
         """(image and dense targets before windowing, scalar targets, labelled), from memory if it was read before."""
+        kept, scalars, labelled = self._read_or_kept(index)
+        return self._whole(kept), scalars, labelled
+
+    def _read_or_kept(self, index: int) -> Kept:
+        """As :meth:`read`, the tensors as they are kept (:func:`_compact`, :func:`_small`)."""
         if index in self._kept:
-            kept, scalars, labelled = self._kept[index]
-            return (
-                {**kept, "image": kept["image"].float() / 255 if kept["image"].dtype == torch.uint8 else kept["image"]},
-                scalars,
-                labelled,
-            )
+            return self._kept[index]
         case = self.cases[index]
         try:
             arrays, scalars, labelled = self._read(case)
@@ -83,8 +93,21 @@ class CaseDataset(Dataset):  # type: ignore[type-arg]
                 where=f"case {case.case_id} (manifest row {case.row}){', ' + error.where if error.where else ''}",
             ) from error
         if self.cache == "memory":
-            self._kept[index] = ({**arrays, "image": _compact(arrays["image"])}, scalars, labelled)
+            kept = {name: _compact(t) if name == IMAGE else _small(t) for name, t in arrays.items()}
+            size = sum(tensor.nbytes for tensor in kept.values())
+            if self._held + size <= self.cache_gib * 2**30:  # the first ones stay: every epoch sees all, in any order
+                self._kept[index] = (kept, scalars, labelled)
+                self._held += size
         return arrays, scalars, labelled
+
+    def _whole(self, kept: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors as they were before they were kept."""
+        return {
+            name: (tensor.float() / 255 if name == IMAGE else tensor.long() if name in self.targets else tensor)
+            if tensor.dtype == torch.uint8
+            else tensor
+            for name, tensor in kept.items()
+        }
 
     def _read(self, case: Case) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, bool]]:
         image, volume = self.preprocess.read(inside(self.root, case.image))
@@ -113,7 +136,24 @@ class CaseDataset(Dataset):  # type: ignore[type-arg]
                 sample[name] = value
             else:
                 scalars[name] = value
-        return self.preprocess.context(sample, size=self._reach), scalars, labelled
+        reach = None if self.preprocess.patches is not None else self._reach
+        return self.preprocess.context(sample, size=reach), scalars, labelled
+
+    def _patch(self, draw: Draw) -> tuple[Kept, Tensor]:
+        """(As :meth:`read`, but a patch with its surroundings; the whole image)."""
+        index = draw.index
+        kept, scalars, labelled = self._read_or_kept(index)
+        patches, size = self.preprocess.patches, self._reach
+        assert patches is not None and size is not None
+        found: list[Places] = []
+        if patches.foreground:
+            names = [name for name in kept if name != IMAGE and labelled[name.partition("/")[0]]]
+            found = self._marks[index] if index in self._marks else marks(kept[name] for name in names)
+            self._marks[index] = found
+        rng = np.random.Generator(np.random.PCG64(counted("patch", self.seed, draw.epoch, draw.position)))
+        start = patches.draw(rng, kept[IMAGE].shape[1:], found)
+        cut = {name: patches.around(tensor, start, size) for name, tensor in kept.items()}
+        return (self._whole(cut), scalars, labelled), self._whole({IMAGE: kept[IMAGE]})[IMAGE]
 
     def fill(self, tick: Callable[[int], None] = lambda done: None) -> None:
         """Read every case now (in the parent process, so that workers share the memory)."""
@@ -123,7 +163,11 @@ class CaseDataset(Dataset):  # type: ignore[type-arg]
 
     def __getitem__(self, draw: Draw | int) -> Sample:
         index = draw.index if isinstance(draw, Draw) else draw
-        sample, scalars, labelled = self.read(index)
+        whole: Tensor | None = None
+        if self.preprocess.patches is not None and isinstance(draw, Draw):
+            (sample, scalars, labelled), whole = self._patch(draw)
+        else:
+            sample, scalars, labelled = self.read(index)
         if self._pipeline is not None and isinstance(draw, Draw):
             seed = counted("augment", self.seed, draw.epoch, draw.position)
             reference = (
@@ -135,7 +179,7 @@ class CaseDataset(Dataset):  # type: ignore[type-arg]
             sample = replace(self._pipeline, dense_keys=keys)(sample, seed, reference)
         else:
             sample = self.preprocess.to_window(sample)
-        sample = self.preprocess.finish(sample)
+        sample = self.preprocess.finish(sample, whole)
         case = self.cases[index]
         domain = self.domains.index(case.domain) if case.domain in self.domains else -1
         image = sample["image"]
@@ -148,7 +192,14 @@ class CaseDataset(Dataset):  # type: ignore[type-arg]
             )
         dense = {name: _joined(name, target, sample) for name, target in self.targets.items() if target.dense}
         weights = {column: case_weight(case, column) for column in self.weigh}
-        return Sample(image, {**scalars, **dense}, labelled, domain, case.case_id, weights)
+        covariates = None if self.covariates is None else self.covariates.of(case)
+        stratum = -1 if self.strata is None else _place(case.meta.get(self.strata[0]), self.strata[1])
+        return Sample(image, {**scalars, **dense}, labelled, domain, case.case_id, weights, covariates, stratum)
+
+
+def _place(cell: str | None, names: tuple[str, ...]) -> int:
+    """Where the cell is among the names; -1 where it is none of them."""
+    return names.index(cell) if cell in names else -1
 
 
 def case_weight(case: Case, column: str) -> float:
@@ -196,6 +247,12 @@ def _compact(image: Tensor) -> Tensor:
     scaled = image * 255
     rounded = scaled.round()
     return rounded.to(torch.uint8) if torch.equal(rounded / 255, image) else image.clone()
+
+
+def _small(labels: Tensor) -> Tensor:
+    """Eight bits where class indices need no more."""
+    fits = labels.dtype == torch.int64 and labels.numel() and int(labels.min()) >= 0 and int(labels.max()) < 256
+    return labels.to(torch.uint8) if fits else labels
 
 
 def _begin_worker(worker: int) -> None:
@@ -253,7 +310,8 @@ def train_loader(dataset: CaseDataset, order: EpochOrder, *, workers: int, pin: 
 
 
 def plain_batches(dataset: CaseDataset, indices: Sequence[int], batch_size: int) -> Iterator[Batch]:
-    """Unaugmented batches of some cases, in order, in this process."""
+    """Unaugmented batches of some cases, in order, in this process; where windows slide over images, one by one."""
+    batch_size = 1 if dataset.preprocess.patches is not None else batch_size
     for start in range(0, len(indices), batch_size):
         yield collate([dataset[i] for i in indices[start : start + batch_size]])
 

@@ -17,83 +17,39 @@ needs only its native shape. The tests compare with MONAI.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import PositiveInt, model_validator
 from torch import Tensor
 
 from medmtl.config import Config
 from medmtl.data.grid import VolumeGrid
 from medmtl.data.highlights import SuppressHighlights
+from medmtl.data.normalise import FixedNormalise, ForegroundNormalise, ImageNormalise, NoNormalise, Normalise
+from medmtl.data.patches import Patches
 from medmtl.errors import UserError
 from medmtl.io.nifti import read_nifti
 from medmtl.io.raster import read_image
 from medmtl.io.volume import Volume
 
+__all__ = [
+    "IMAGE",
+    "FixedNormalise",
+    "ForegroundNormalise",
+    "ImageNormalise",
+    "NoNormalise",
+    "Preprocess",
+    "Restored",
+    "SampleDict",
+    "centre",
+]
+
 IMAGE = "image"
 SampleDict = dict[str, Tensor]
 _ROUNDING = 1e-5  # how far a decoded image may leave [0, 1]
-
-
-class NoNormalise(Config):
-    """The image stays in [0, 1]."""
-
-    kind: Literal["none"] = "none"
-
-    def apply(self, image: Tensor) -> Tensor:
-        return image
-
-
-class FixedNormalise(Config):
-    """``(x - mean_c) / std_c`` with constants per channel, such as those a pretrained encoder was trained with."""
-
-    kind: Literal["fixed"] = "fixed"
-    mean: tuple[float, ...]
-    std: tuple[PositiveFloat, ...]
-
-    def apply(self, image: Tensor) -> Tensor:
-        axes = (-1, *([1] * (image.ndim - 1)))
-        return (image - torch.tensor(self.mean).view(axes)) / torch.tensor(self.std).view(axes)
-
-
-class ImageNormalise(Config):
-    """``(x - m) / max(s, epsilon)``, m and s being the image's own mean and (population) standard deviation.
-
-    Taken per channel, or over all channels at once, which keeps the ratio of the colours. A constant image becomes 0.
-    """
-
-    kind: Literal["image"] = "image"
-    per_channel: bool = True
-    epsilon: PositiveFloat = 1e-6
-
-    def apply(self, image: Tensor) -> Tensor:
-        axes = tuple(range(1 if self.per_channel else 0, image.ndim))
-        std, mean = torch.std_mean(image, dim=axes, correction=0, keepdim=True)
-        return (image - mean) / std.clamp_min(self.epsilon)
-
-
-class ForegroundNormalise(Config):
-    """``(x - m) / max(s, epsilon)`` for every voxel, m and s being mean and deviation of those above 0.
-
-    For skull-stripped brains and other images whose background is 0: how much of it there is must not change what the
-    network sees. The background itself becomes ``-m / s``, so that order is kept.
-    """
-
-    kind: Literal["foreground"] = "foreground"
-    epsilon: PositiveFloat = 1e-6
-
-    def apply(self, image: Tensor) -> Tensor:
-        inside = image[image > 0]
-        if inside.numel() < 2:
-            return torch.zeros_like(image)
-        std, mean = torch.std_mean(inside, correction=0)
-        return (image - mean) / std.clamp_min(self.epsilon)
-
-
-Normalise = Annotated[NoNormalise | FixedNormalise | ImageNormalise | ForegroundNormalise, Field(discriminator="kind")]
 
 
 class Restored(NamedTuple):
@@ -108,8 +64,9 @@ class Preprocess(Config):
 
     ``resize`` brings the whole image to that size, whatever its aspect ratio. ``window`` is the network's input: the
     centre of the (resized) image. An image smaller than the window is an error, unless ``pad`` fills it up with 0 on
-    both sides (dense targets with class 0). Without either, images keep their size. ``highlights`` fills the specular
-    highlights of the (resized) image; it moves nothing, so :meth:`restore` need not know.
+    both sides (dense targets with class 0). ``patches`` instead of a window: the network sees parts of that size of an
+    image of any size. Without any, images keep their size. ``highlights`` fills the specular highlights of the
+    (resized) image; it moves nothing, so :meth:`restore` need not know.
 
     With ``volume``, images are NIfTI volumes, brought to axes, voxels and intensities of its own before all that.
     """
@@ -118,6 +75,7 @@ class Preprocess(Config):
     volume: VolumeGrid | None = None
     resize: tuple[PositiveInt, ...] | None = None
     window: tuple[PositiveInt, ...] | None = None
+    patches: Patches | None = None
     pad: bool = False
     highlights: SuppressHighlights | None = None
     normalise: Normalise = NoNormalise()
@@ -133,8 +91,11 @@ class Preprocess(Config):
             )
         if self.volume is not None and (self.channels != 1 or self.resize or self.highlights):
             raise ValueError("a volume has channels: 1, spacing_mm instead of resize, and no highlights")
-        if self.volume is not None and self.window and len(self.window) != 3:
-            raise ValueError(f"window {self.window} has {len(self.window)} axes, a volume three: depth, rows, columns")
+        seen, key = (self.window, "window") if self.patches is None else (self.patches.size, "patches.size")
+        if self.patches is not None and (self.window or self.pad):
+            raise ValueError("patches stand in place of a window, and pad by themselves; remove window and pad")
+        if self.volume is not None and seen and len(seen) != 3:
+            raise ValueError(f"{key} {seen} has {len(seen)} axes, a volume three: depth, rows, columns")
         if self.resize and self.window:
             if len(self.resize) != len(self.window):
                 raise ValueError(f"resize {self.resize} and window {self.window} differ in their number of axes")
@@ -164,8 +125,7 @@ class Preprocess(Config):
                 tensor = _resize_image(tensor, grid) if name == IMAGE else _resize_labels(tensor, grid)
             if self.highlights is not None and name == IMAGE:
                 tensor = self.highlights.apply(tensor)
-            if self.window:
-                tensor = _fit(tensor, [max(n, w) for n, w in zip(grid, self.window, strict=True)])
+            tensor = _fit(tensor, self._padded(grid))
             if size is not None:
                 shape = tensor.shape[-len(spatial) :]
                 tensor = _fit(tensor, [min(n, m) for n, m in zip(shape, size, strict=True)]).clone()
@@ -173,16 +133,29 @@ class Preprocess(Config):
         return result
 
     def to_window(self, sample: SampleDict) -> SampleDict:
-        """The centre of the size that the network expects; nothing happens to a sample that has it already."""
-        if self.window is None:
+        """The centre of the size that the network expects; nothing happens to a sample that has it already.
+
+        With patches the whole image, which windows will slide over, is what the network expects.
+        """
+        if self.input_size is None:
             return sample
         spatial = tuple(sample[IMAGE].shape[1:])
         self._grid(spatial)
-        return {**sample, **{name: _fit(sample[name], self.window) for name in _spatial_names(sample, spatial)}}
+        size = self.window or self._padded(spatial)
+        return {**sample, **{name: _fit(sample[name], size) for name in _spatial_names(sample, spatial)}}
 
-    def finish(self, sample: SampleDict) -> SampleDict:
-        """The image normalised; dense targets are left alone."""
-        return {**sample, IMAGE: self.normalise.apply(sample[IMAGE])}
+    def finish(self, sample: SampleDict, whole: Tensor | None = None) -> SampleDict:
+        """The image normalised, a patch as the ``whole`` image [C, *S] that it was cut from; targets are left alone."""
+        return {**sample, IMAGE: self.normalise.apply(sample[IMAGE], whole)}
+
+    @property
+    def input_size(self) -> tuple[int, ...] | None:
+        """What the network sees at a time; None where it sees whole images of their own size."""
+        return self.window if self.patches is None else self.patches.size
+
+    def _padded(self, spatial: Sequence[int]) -> tuple[int, ...]:
+        """The size of an image once it is no smaller than what the network sees."""
+        return tuple(max(n, w) for n, w in zip(spatial, self.input_size or spatial, strict=True))
 
     def apply(self, image: Tensor | np.ndarray) -> Tensor:
         """One image [C, *S] in [0, 1] as the network sees it, without any random step; it shares no memory with it."""
@@ -191,12 +164,14 @@ class Preprocess(Config):
     def restore(self, maps: Tensor, native_shape: Sequence[int]) -> Restored:
         """Maps [K, *window] of the network on the grid of the image it was given, of shape ``native_shape`` [*S].
 
-        The window is put back (or its padding cut off), 0 elsewhere; a resize is undone linearly, as a mean over the
-        part that lies inside, so that probabilities still add up to 1 there. Where there is no resize it is exact.
+        Of patches, the maps are those of the whole image. The window is put back (or its padding cut off), 0 elsewhere;
+        a resize is undone linearly, as a mean over the part that lies inside, so that probabilities still add up to 1
+        there. Where there is no resize it is exact.
         """
         native = tuple(native_shape)
         grid = self._grid(self.resize or native)
-        assert tuple(maps.shape[1:]) == (self.window or grid), (maps.shape, self.window, grid)
+        expected = self.window or self._padded(grid)
+        assert tuple(maps.shape[1:]) == expected, (maps.shape, expected)
         placed, inside = _fit(maps, grid), _fit(torch.ones(maps.shape[1:]), grid)
         if grid == native:
             return Restored(placed, inside.bool())
@@ -230,7 +205,8 @@ class Preprocess(Config):
     def _grid(self, spatial: tuple[int, ...]) -> tuple[int, ...]:
         """The size after ``resize``, checked against the window."""
         grid = self.resize or spatial
-        for key, size in (("resize", self.resize), ("window", self.window)):
+        patch = None if self.patches is None else self.patches.size
+        for key, size in (("resize", self.resize), ("window", self.window), ("patches.size", patch)):
             if size and len(size) != len(spatial):
                 raise UserError(
                     "E-IMG-AXES",

@@ -237,6 +237,10 @@ class Trainer:
             for name, value, present in zip(self.objective.tasks, values, losses.present.tolist(), strict=True)
             if present
         }
+        if losses.penalties is not None and len(losses.penalties):
+            found = dist.mean(losses.penalties.clone()).tolist()
+            labels = [f"train.penalty.{penalty.label}" for penalty in self.objective.penalties]
+            record |= dict(zip(labels, found, strict=True))
         total = float(dist.mean(losses.scalar.detach().clone()))
         for name, value in {"loss": total, **record}.items():
             if not isfinite(value):
@@ -349,4 +353,6 @@ def _mean(parts: list[Losses]) -> Losses:
     present_NT = torch.stack([part.present for part in parts])
     mean = torch.stack([part.losses for part in parts]).sum(0) / present_NT.sum(0).clamp(min=1)
     scalar = torch.stack([part.scalar.detach() for part in parts]).mean()
-    return Losses(scalar, mean, present_NT.any(0), parts[-1].gramian)
+    known = [part.penalties for part in parts if part.penalties is not None]
+    penalties = torch.stack(known).mean(0) if known else None
+    return Losses(scalar, mean, present_NT.any(0), parts[-1].gramian, penalties)

@@ -31,7 +31,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelOutput, 
 from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-__all__ = ["Tracker", "TrackingConfig", "sync_folder"]
+__all__ = ["Tracker", "TrackingConfig", "nest", "sync_folder"]
 
 logging.getLogger("mlflow.system_metrics").setLevel(logging.WARNING)  # it announces every start and stop
 
@@ -72,8 +72,11 @@ class Tracker(Callback):
         params: Mapping[str, Any],
         resume_run_id: str | None = None,
         training: bool = True,
+        parent: str | None = None,
     ) -> "Tracker":
         """Start a run, or continue ``resume_run_id``; ``params`` may be nested, ``tags`` hold the hashes.
+
+        ``parent`` is the run that MLflow's pages show this one under.
 
         ``training`` False adds results to a run that has ended: the commit it was trained at stays, and it does not
         count as resumed.
@@ -85,7 +88,8 @@ class Tracker(Callback):
             prepare_store(uri, artifacts)
             client = mlflow.MlflowClient(uri)
             run = None if resume_run_id is None else _active_run(client, resume_run_id)
-            labels = {**(_git() if training else {}), **tags, **_NO_ONE}
+            nested = {} if parent is None else {"mlflow.parentRunId": parent}
+            labels = {**(_git() if training else {}), **tags, **nested, **_NO_ONE}
             if run is not None:
                 client.update_run(run.info.run_id, status="RUNNING")
                 if training:
@@ -292,6 +296,15 @@ def sync_folder(folder: Path, config: TrackingConfig) -> int:
     if len(spool):
         spool.replace(_deliver(mlflow.MlflowClient(uri), spool.rows()))
     return len(spool)
+
+
+def nest(config: TrackingConfig, run_id: str, parent: str) -> None:
+    """Show a run that there is already under ``parent``; where the store does not answer, it stays where it was."""
+    uri, _ = config.places()
+    try:
+        mlflow.MlflowClient(uri).set_tag(run_id, "mlflow.parentRunId", parent)
+    except Exception as error:  # only where a page shows a run: no reason to stop
+        log.warning("MLflow does not show run %s under its parent: %s", run_id, type(error).__name__)
 
 
 def _deliver(client: mlflow.MlflowClient, rows: list[Row]) -> list[Row]:

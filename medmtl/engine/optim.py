@@ -23,6 +23,7 @@ class OptimConfig(Config):
     accumulate: int = Field(1, ge=1)  # batches per step
     ema: float | None = Field(None, gt=0, lt=1)  # decay per step; None: no averaging
     epochs: int = Field(20, ge=1)
+    freeze: tuple[str, ...] = ()  # parts that stay as they are: encoder, heads.<task>, or a module inside one
 
     def rate(self, progress: float) -> float:
         """Learning rate relative to ``learning_rate`` at ``progress`` in [0, 1] of all steps."""

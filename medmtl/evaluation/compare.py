@@ -21,6 +21,7 @@ from medmtl.stats import Array, bootstrap, paired_interval
 from medmtl.tasks.base import Task
 
 BETTER, WORSE, UNDECIDED = "better", "worse", "no difference shown"
+DIFFERENT = "different"  # of a signed metric, whose difference has no better side
 _TOLERANCE = 1e-6  # targets that went through text or float32 differ by less
 
 
@@ -38,6 +39,7 @@ def compare_tables(
     seed: int = 0,
     level: float = 0.95,
     minimum: int = 5,
+    domains: bool = True,
 ) -> dict[str, Any]:
     """Every metric of ``b`` less that of ``a`` over the cases that both have, overall and by domain, as JSON-able data.
 
@@ -46,11 +48,10 @@ def compare_tables(
     shown``, which is not evidence that there is none. Intervals are not corrected for the number of metrics looked at.
     ``tasks_b`` are the settings of ``b`` where they differ from ``tasks`` (a binary threshold chosen on validation
     data). Group and domain are those of ``a``. A score that one side lacks for a case (HD95 of an empty prediction) is
-    left out on both, and ``n`` says how many remain.
+    left out on both, and ``n`` says how many remain. Without ``domains``, only all cases together are compared.
     """
-    return compare_repeats(
-        [(a, tasks)], [(b, tasks_b or tasks)], resamples=resamples, seed=seed, level=level, minimum=minimum
-    )
+    sides: tuple[list[Side], list[Side]] = ([(a, tasks)], [(b, tasks_b or tasks)])
+    return compare_repeats(*sides, resamples=resamples, seed=seed, level=level, minimum=minimum, domains=domains)
 
 
 def compare_repeats(
@@ -61,6 +62,7 @@ def compare_repeats(
     seed: int = 0,
     level: float = 0.95,
     minimum: int = 5,
+    domains: bool = True,
 ) -> dict[str, Any]:
     """As :func:`compare_tables`, each side being several runs (seeds) of one thing: the mean of their metrics.
 
@@ -72,7 +74,7 @@ def compare_repeats(
     settings = {"resamples": resamples, "seed": seed, "level": level, "clusters": "group", "minimum": minimum}
     names = [name for name in a[0][1] if all(name in tasks for _, tasks in (*a, *b))]
     return {
-        "tasks": {name: _task(name, _of_task(name, a), _of_task(name, b), settings) for name in names},
+        "tasks": {name: _task(name, _of_task(name, a), _of_task(name, b), settings, domains) for name in names},
         "bootstrap": settings,
         "runs": {"a": len(a), "b": len(b)},
     }
@@ -82,7 +84,7 @@ def _of_task(name: str, side: Sequence[Side]) -> list[Rows]:
     return [(usable_rows(table[table["task"] == name]), tasks[name]) for table, tasks in side]
 
 
-def _task(name: str, a: list[Rows], b: list[Rows], settings: Mapping[str, Any]) -> dict[str, Any]:
+def _task(name: str, a: list[Rows], b: list[Rows], settings: Mapping[str, Any], each_domain: bool) -> dict[str, Any]:
     shared = sorted(set.intersection(*(set(rows["case_id"]) for rows, _ in (*a, *b))))
     only_a, only_b = (max(len(rows) for rows, _ in side) - len(shared) for side in (a, b))
     first = a[0][0][a[0][0]["case_id"].isin(shared)].reset_index(drop=True)
@@ -90,7 +92,7 @@ def _task(name: str, a: list[Rows], b: list[Rows], settings: Mapping[str, Any]) 
     aligned = _common_scores(aligned)
     tasks = [task for _, task in (*a, *b)]
     overall = _differences(aligned, tasks, len(a), settings)
-    domains = [by_domain(rows) for rows in aligned]
+    domains = [by_domain(rows) if each_domain else {} for rows in aligned]
     return {
         "headline": [metric for metric in tasks[0].headline if metric in overall],
         "n": len(shared),
@@ -187,9 +189,14 @@ def _cell(
 
 
 def verdict(metric: str, low: float, high: float) -> str:
-    """``better``, ``worse`` or ``no difference shown`` for an interval of ``b - a`` of a metric."""
+    """``better``, ``worse`` or ``no difference shown`` for an interval of ``b - a`` of a metric.
+
+    A signed one (a bias) is ``different``: whether a shift is for the better depends on where it starts.
+    """
     if low <= 0 <= high:
         return UNDECIDED
+    if describe(metric).signed:
+        return DIFFERENT
     return BETTER if (low > 0) == describe(metric).higher_is_better else WORSE
 
 

@@ -18,7 +18,7 @@ _SHADE = {WORSE: "background: rgba(230,159,0,0.3)", BETTER: "background: rgba(0,
 
 
 def write_failures(path: Path, failures: Failures) -> Path:
-    """All strata as a table, the largest effect first."""
+    """All strata as a table, those that are worse beyond chance first."""
     return write_atomic(path, failures.rows.to_csv(index=False, lineterminator="\n"))
 
 
@@ -60,11 +60,12 @@ def failure_section(failures: Failures) -> str:
     more = len(failures.rows) - len(rows)
     return (
         "<section id=failures><h2>Where it fails</h2><p class=soft>Every value of every meta column and every domain "
-        "against all other cases, the largest effect first. Effect: difference of the cases' errors in standard "
-        "deviations, above 0 where the model is worse; of a class, in excess of that class's mean error. p: score test "
-        "by groups; Holm: adjusted for all strata and tasks. An association is no cause: strata that go together "
-        f"surface together. A stratum and the rest need {s['minimum']} cases of {s['groups']} groups; rarer values are "
-        f"pooled. {s['resamples']} resamples of groups.</p>"
+        "against all other cases: first those where the model is worse beyond chance, then by effect. Effect: "
+        "difference of the cases' errors in standard deviations, above 0 where the model is worse; of a class, in "
+        "excess of that class's mean error. p: score test by groups; Holm: adjusted for all strata and tasks. An "
+        "association is no cause: strata that go together surface together. A stratum and the rest need "
+        f"{s['minimum']} cases of {s['groups']} groups; rarer values are pooled. {s['resamples']} resamples of "
+        "groups.</p>"
         f"{html_table(heads, rows, text=(1, 4, 10))}"
         f"{f'<p class=soft>{more} more in failures.csv.</p>' if more > 0 else ''}"
         f"{f'<p class=soft>Not looked at:</p><ul class=soft>{left_out}</ul>' if left_out else ''}</section>"

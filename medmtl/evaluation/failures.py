@@ -46,7 +46,10 @@ class FailureConfig(Config):
 
 @dataclass(frozen=True)
 class Failures:
-    """``rows``: one per task and stratum, the largest effect first. ``skipped``: columns without strata, and why."""
+    """``rows``: one per task and stratum, those that are worse beyond chance first, then by effect, the largest first.
+
+    ``skipped``: columns without strata, and why.
+    """
 
     rows: pd.DataFrame
     skipped: Mapping[str, str]
@@ -90,8 +93,11 @@ def failure_analysis(
     rows["p_adjusted"] = _holm(rows)
     sure = rows["p_adjusted"] < 1 - level
     rows["verdict"] = np.select([sure & (rows["effect"] > 0), sure], [WORSE, BETTER], UNDECIDED)
-    rows = rows.assign(_tested=rows["p"].notna()).sort_values(
-        ["_tested", "effect", "task", "column", "stratum"], ascending=[False, False, True, True, True], kind="stable"
+    ranks = rows.assign(_tested=rows["p"].notna(), _worse=rows["verdict"] == WORSE)
+    rows = ranks.sort_values(  # a small stratum with a large effect by chance must not stand above one that is shown
+        ["_tested", "_worse", "effect", "task", "column", "stratum"],
+        ascending=[False, False, False, True, True, True],
+        kind="stable",
     )
     guard = {"minimum": config.minimum, "groups": GROUPS}
     settings = {**guard, "resamples": config.resamples, "seed": seed, "level": level}

@@ -38,6 +38,7 @@ def task_figures(table: pd.DataFrame, tasks: Mapping[str, AnyTask], result: Mapp
                 f"{name}/level_errors": plots.level_errors(
                     rows, levels=task.levels, lowest=task.lowest, unit=task.unit
                 ),
+                f"{name}/agreement": plots.agreement(rows, unit=task.unit or "levels", step=1),
             }
         elif isinstance(task, Regression):
             figures[f"{name}/agreement"] = plots.agreement(rows, unit=task.unit)

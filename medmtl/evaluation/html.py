@@ -1,11 +1,13 @@
 """Pieces of a report: tables and numbers as HTML, escaped."""
 
+import base64
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
 import numpy as np
 
+from medmtl.evaluation.plots import Figure, render
 from medmtl.metrics import describe
 
 
@@ -51,9 +53,28 @@ def short_number(value: float | None) -> str:
 
 def metric_name(metric: str) -> str:
     entry = describe(metric)
-    return f"{escape(entry.label)}&nbsp;{'↑' if entry.higher_is_better else '↓'}"
+    return f"{escape(entry.label)}&nbsp;{entry.arrow}"
 
 
 def metric_meaning(metric: str) -> str:
     entry = describe(metric)
     return f"{entry.description} ({entry.unit})" if entry.unit else entry.description
+
+
+def anchor(name: str) -> str:
+    """The identifier of a task's section."""
+    return escape("task-" + "".join(letter if letter.isalnum() else "-" for letter in name))
+
+
+def plots_html(figures: Mapping[str, Figure]) -> str:
+    """Figures side by side, their pixels in the page."""
+    return (
+        f"<div class=plots>{''.join(_plot(name, figure) for name, figure in figures.items())}</div>" if figures else ""
+    )
+
+
+def _plot(name: str, figure: Figure) -> str:
+    wide = ' class="wide"' if figure.get_figwidth() > 1.4 * figure.get_figheight() and figure.get_figwidth() > 7 else ""
+    data = base64.b64encode(render(figure, "png")).decode()
+    title = figure.get_suptitle() or name
+    return f'<figure{wide}><img alt="{escape(title)}" src="data:image/png;base64,{data}"></figure>'

@@ -95,8 +95,8 @@ def by_domain(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 def _task(rows: pd.DataFrame, task: Task, settings: Mapping[str, Any]) -> dict[str, Any]:
     used = usable_rows(rows)
-    domains = {domain: _metrics(part, task, settings) for domain, part in by_domain(used).items()}
-    overall = _metrics(used, task, settings)
+    domains = {domain: cells_of(part, task, settings) for domain, part in by_domain(used).items()}
+    overall = cells_of(used, task, settings)
     return {
         "kind": str(getattr(task, "kind", type(task).__name__.lower())),
         "headline": [name for name in task.headline if name in overall],
@@ -113,8 +113,8 @@ def _task(rows: pd.DataFrame, task: Task, settings: Mapping[str, Any]) -> dict[s
     }
 
 
-def _metrics(rows: pd.DataFrame, task: Task, settings: Mapping[str, Any]) -> dict[str, Cell]:
-    """Each metric's value and interval over ``rows``."""
+def cells_of(rows: pd.DataFrame, task: Task, settings: Mapping[str, Any]) -> dict[str, Cell]:
+    """Each metric's value and interval over the :func:`usable_rows` of one task."""
     if rows.empty:
         empty = {"value": None, "low": None, "high": None, "n": 0, "reason": undefined_reason(rows)}
         return {name: dict(empty) for name in task.headline}

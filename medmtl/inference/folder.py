@@ -6,10 +6,14 @@ from pathlib import Path
 from medmtl.errors import UserError
 from medmtl.inference.job import Job
 from medmtl.inference.ledger import read_ledger
+from medmtl.inference.outputs import CASES, MASKS, OVERLAYS
+from medmtl.inference.shards import ledgers
 from medmtl.ledger import LedgerDamaged, remove_outputs
 from medmtl.outfolder import LEDGER, check_output, sweep
 
-PREDICTIONS, ERRORS, SUMMARY = "predictions.csv", "errors.csv", "summary.json"
+PREDICTIONS, ERRORS, SUMMARY, MANIFEST = "predictions.csv", "errors.csv", "summary.md", "manifest.json"
+INDEX = "index.html"  # over all reports, where they are written
+SOURCES = "sources.private.csv"  # which files each id stands for: their names may name a patient
 
 
 def check_folders(job: Job) -> None:
@@ -26,16 +30,18 @@ def check_folders(job: Job) -> None:
 
 
 def clear(out: Path) -> None:
-    """Remove what an earlier job wrote: the files that its ledger names, and the ledger last. Nothing else."""
+    """Remove what an earlier job wrote: the files that its ledgers name, and the ledger last. Nothing else."""
     if not (out / LEDGER).exists():
         return
     with contextlib.suppress(LedgerDamaged):  # its files stay, to be replaced by those of the same images
-        for entry in read_ledger(out / LEDGER):
-            remove_outputs(out, entry.outputs)
-    remove_outputs(out, (SUMMARY, PREDICTIONS, ERRORS, LEDGER))
+        for path in (out / LEDGER, *ledgers(out)):
+            for entry in read_ledger(path):
+                remove_outputs(out, entry.outputs)
+    remove_outputs(out, [path.name for path in ledgers(out)])
+    remove_outputs(out, (MANIFEST, INDEX, SUMMARY, PREDICTIONS, ERRORS, SOURCES, LEDGER))
 
 
 def tidy(out: Path) -> None:
-    """Remove what a killed job left half written, and the summary, which says that everything else is complete."""
-    remove_outputs(out, (SUMMARY,))
-    sweep(out, ("masks", "overlays"))
+    """Remove what a killed job left half written, and the manifest, which says that everything else is complete."""
+    remove_outputs(out, (MANIFEST,))
+    sweep(out, (CASES, MASKS, OVERLAYS))

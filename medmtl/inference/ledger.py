@@ -54,15 +54,19 @@ class Ledger:
         self.path, self.bundle, self.settings = path, bundle, settings
         begin_ledger(path)
         self.entries = {entry.id: entry for entry in read_ledger(path)}
-        for entry in self.entries.values():
-            other = "bundle" if entry.bundle != bundle else "settings" if entry.settings != settings else None
+        self.check(self.entries.values())
+
+    def check(self, entries: Iterable[Entry]) -> None:
+        """Refuse entries of another bundle or other settings (``E-PRE-OUT``)."""
+        for entry in entries:
+            other = "bundle" if entry.bundle != self.bundle else "settings" if entry.settings != self.settings else None
             if other:
                 found, expected = getattr(entry, other), getattr(self, other)
                 raise UserError(
                     "E-PRE-OUT",
                     f"the folder holds results of other {other} ({found}, now {expected})",
                     "start anew with --overwrite, or choose another folder",
-                    where=str(path.parent),
+                    where=str(self.path.parent),
                 )
 
     def append(self, entries: Iterable[Entry]) -> None:

@@ -1,157 +1,199 @@
-"""A folder of images and a bundle -> tables, masks and overlays. A damaged image is a row in the report, never a crash.
+"""A folder of scans and a bundle -> tables, masks and reports. A damaged scan is a row in the report, never a crash.
 
-Images are read and preprocessed by threads while the network works on the batch before. A batch is made of consecutive
-images of the sorted folder, split by preprocessed shape. Float32 sums depend, in the last digit, on the size of the
-batch; therefore a job that is resumed composes the very batches of an uninterrupted one (if need be with images that
-are done already, whose results are kept) and ends with the same bytes. With another batch size: equal to about 1e-6.
+The folder may hold DICOM series, NIfTI files and pictures together; they are found, sniffed and planned by the code
+that ingests. A batch is made of consecutive inputs, sorted by id. Float32 sums depend, in the last digit, on the size
+of the batch; therefore a job that is resumed composes the very batches of an uninterrupted one (if need be with inputs
+that are done already, whose results are kept) and ends with the same bytes. With another batch size: equal to 1e-6.
 
 Nothing that trains, tracks or evaluates is imported here: a container beside a scanner does not have it.
 """
 
-import json
-import platform
 import time
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 
-import numpy as np
-import PIL
-import torch
 from rich.console import Console
 
 from medmtl import __version__
-from medmtl.bundle import ModelSpec, load_bundle
-from medmtl.config import digest
-from medmtl.errors import NOTHING, OK, PARTIAL, UserError
-from medmtl.files import write_atomic
-from medmtl.inference.folder import ERRORS, PREDICTIONS, SUMMARY, check_folders, clear, tidy
+from medmtl.bundle import load_bundle
+from medmtl.config import digest, plain
+from medmtl.errors import UserError
+from medmtl.fingerprint import read_fingerprint
+from medmtl.inference import shards
+from medmtl.inference.account import Account, share_of, write_account
+from medmtl.inference.batches import Batch, default_budget
+from medmtl.inference.folder import check_folders, clear, tidy
+from medmtl.inference.forward import Model
+from medmtl.inference.inputs import Finder, Listing
 from medmtl.inference.job import Job, Summary
-from medmtl.inference.ledger import Entry, Ledger
+from medmtl.inference.ledger import Ledger
+from medmtl.inference.outputs import check_coding
 from medmtl.inference.work import Work
-from medmtl.inference.writers.overlay import colour
-from medmtl.inference.writers.table import write_errors, write_predictions
-from medmtl.io.discover import discover
 from medmtl.outfolder import LEDGER, locked
-from medmtl.predictor import Predictor
 from medmtl.process import device_named
 from medmtl.progress import Progress
 from medmtl.signals import signals
-from medmtl.tasks import AnyTask
-from medmtl.tasks.segmentation import Segmentation
 
-__all__ = ["Job", "Summary", "predict"]
+__all__ = ["Job", "Session", "Summary", "look_ahead", "opened", "predict"]
+
+Wanted = Callable[[str], bool]  # of paths below the source
+
+
+def _everything(path: str) -> bool:
+    return True
+
+
+@dataclass
+class Session:
+    """A job whose bundle is loaded and whose output folder is locked."""
+
+    job: Job
+    work: Work
+    finder: Finder
+    settings: str
+    caught: Sequence[int]
+    console: Console
+    began: float
+
+    def run(self, wanted: Wanted = _everything) -> Summary:
+        """Predict what is wanted and not done, and write the tables of everything that is wanted."""
+        listing = self.predict(wanted)
+        shard = self.job.shard
+        if shard.rank:
+            shards.ended(self.job.out, shard)
+            return share_of(self._account(listing))
+        if shard.world > 1:
+            shards.await_others(self.job.out, shard.world, self.caught)
+            self.work.computed |= shards.merge(self.work.ledger)
+            shards.forget(self.job.out)
+            known = self.work.ledger.entries
+            left = [b for b in self.work.plan(listing.inputs) if any(item.id not in known for item in b.inputs)]
+            if left:  # the folder changed between the looks of two processes
+                self._run(left)
+        return self.report(listing)
+
+    def predict(self, wanted: Wanted = _everything) -> Listing:
+        """Predict what is wanted and not done, of the share of this process."""
+        listing = self.find(wanted)
+        shard = self.job.shard
+        self._run(self.work.plan(listing.inputs)[shard.rank :: shard.world])
+        return listing
+
+    def _run(self, planned: Sequence[Batch]) -> None:
+        with ThreadPoolExecutor(self.job.workers) as pool, Progress(self.console) as progress:
+            progress.begin("images", sum(len(batch.inputs) for batch in planned))
+            try:
+                self.work.run(planned, pool, progress, self.caught)
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+
+    def find(self, wanted: Wanted = _everything) -> Listing:
+        began = time.perf_counter()
+        listing = self.finder.find(wanted=wanted)
+        assert listing.accounted(), "a file is neither part of an input nor left aside"
+        self.work.seconds.update({"find": time.perf_counter() - began})  # type: ignore[dict-item]
+        return listing
+
+    def report(self, listing: Listing) -> Summary:
+        """Write the tables and, last, the manifest, for the inputs that are in the ledger."""
+        return write_account(self._account(listing))
+
+    def _account(self, listing: Listing) -> Account:
+        seconds = {**self.work.seconds, "total": time.monotonic() - self.began}
+        return Account(self.job, self.work, listing, self.settings, seconds)
 
 
 def predict(job: Job, *, console: Console | None = None) -> Summary:
-    """Predict every image below ``job.source``, or those that an earlier run of the same job left undone.
+    """Predict every input below ``job.source``, or those that an earlier run of the same job left undone.
 
-    Writes ``predictions.csv``, ``errors.csv``, ``cases.jsonl``, ``masks/<task>/<image>.png``,
-    ``overlays/<task>/<image>.png`` and, last, ``summary.json``. Failed images are tried again by the next run. The
-    tables tell of the images that are in the source now; files of images that left it stay.
+    Writes ``predictions.csv``, ``errors.csv``, ``cases.jsonl``, ``summary.md``, ``sources.private.csv``; for pictures
+    ``masks/<task>/<name>.png`` and ``overlays/...``, for volumes ``cases/<name>/<task>.nii.gz``; and, last,
+    ``manifest.json``. Failed inputs are tried again by the next run. The tables tell of the inputs that are in the
+    source now; files of inputs that left it stay.
 
     Raises TrainingInterrupted after SIGINT or SIGTERM (the batch at hand is finished first), ``E-PRE-OUT`` when the
     output folder belongs to something else, ``E-PRE-LOCK`` when another job is writing there, and EnvironmentFailure
     when the disk or the device fails.
     """
+    with opened(job, console) as session:
+        return session.run()
+
+
+@contextmanager
+def opened(job: Job, console: Console | None = None) -> Iterator[Session]:
+    """The job ready to run, its output folder locked; signals are noted until it ends."""
     began = time.monotonic()
     console = console or Console(stderr=True)
     check_folders(job)
-    bundle = load_bundle(job.bundle)
-    _check_channels(bundle.spec, job.bundle)
-    views, device = job.views or bundle.spec.views, device_named(job.device)
-    settings = digest({"medmtl": __version__, "views": views, "overlays": job.overlays})[:12]
-    with locked(job.out, code="E-PRE-LOCK", where=str(job.out)), signals("batch") as caught:
+    model, settings, work = _loaded(job, console)
+    identity = {"bundle": "+".join(model.ids), "settings": settings}
+    with signals("batch") as caught, _folder(job, work, identity, caught):
+        yield Session(job, work, _finder(job, model), settings, caught, console, began)
+
+
+@contextmanager
+def _folder(job: Job, work: Work, identity: Mapping[str, str], caught: Sequence[int]) -> Iterator[None]:
+    """The output folder, ready for this process: locked and tidy, and its ledger read."""
+    if job.shard.rank:
+        with shards.admitted(job.out, job.shard, caught) as work.budget:
+            work.ledger = shards.own_ledger(job.out, job.shard, **identity)
+            yield
+        return
+    with locked(job.out, code="E-PRE-LOCK", where=str(job.out)):
+        shards.idle(job.out)
         if job.overwrite:
             clear(job.out)
-        ledger = Ledger(job.out / LEDGER, bundle=bundle.id, settings=settings)
+        work.ledger = Ledger(job.out / LEDGER, **identity)
+        shards.merge(work.ledger)
+        shards.forget(job.out)
         tidy(job.out)
-        listing = discover(job.source, exclude=(job.out,))
-        work = Work(job, bundle.spec, Predictor.of(bundle, device=device, views=views), ledger)
-        with ThreadPoolExecutor(job.workers) as pool, Progress(console) as progress:
-            progress.begin("images", len(listing.images))
-            try:
-                work.run(listing.images, pool, progress, caught)
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
-        entries = [ledger.entries[image.id] for image in listing.images]
-        write_predictions(job.out / PREDICTIONS, entries, work.tasks)
-        write_errors(job.out / ERRORS, entries)
-        summary = _summary(job.out, entries, work.computed, listing.ignored)
-        seconds = {**work.seconds, "total": time.monotonic() - began}
-        facts = {
-            "bundle": bundle.id,
-            "settings": settings,
-            "views": views,
-            "overlays": job.overlays,
-            "device": str(device),
-            "batch_size": job.batch_size,
-        }
-        _write_summary(summary, facts, seconds, work.tasks)
-    return summary
+        shards.let_begin(job.out, job.shard.world, work.budget, caught)
+        yield
 
 
-def _check_channels(spec: ModelSpec, bundle: Path) -> None:
-    if spec.preprocess.volume is not None:
-        raise UserError(
-            "E-PRE-VOLUME",
-            "the bundle was trained on volumes, a folder of pictures is what can be predicted so far",
-            "evaluate the study instead; its cases.csv holds the predictions",
-            where=str(bundle),
-        )
-    if spec.preprocess.channels not in (1, 3):
-        raise UserError(
-            "E-PRE-CHANNELS",
-            f"the bundle takes {spec.preprocess.channels} channels, image files hold 1 or 3",
-            "use a bundle that was trained on image files",
-            where=str(bundle),
-        )
+def look_ahead(job: Job) -> tuple[Listing, list[Batch]]:
+    """What a job would do, without writing anything: its inputs, and the batches of those that can be tried."""
+    check_folders(job)
+    model, _, work = _loaded(job, Console(stderr=True))
+    listing = _finder(job, model).find()
+    return listing, work.plan(listing.inputs)
 
 
-def _summary(out: Path, entries: Sequence[Entry], computed: set[str], ignored: Mapping[str, int]) -> Summary:
-    count = Counter(entry.status for entry in entries)
-    code = NOTHING if not count["ok"] else PARTIAL if count["ok"] < len(entries) else OK
-    paths = {"ledger": LEDGER, "predictions": PREDICTIONS, "errors": ERRORS, "summary": SUMMARY}
-    return Summary(
-        len(entries),
-        count["ok"],
-        count["failed"],
-        count["skipped"],
-        count["ok"] - len(computed),
-        sum(ignored.values()),
-        ignored,
-        code,
-        {name: out / file for name, file in paths.items()},
-    )
+def _loaded(job: Job, console: Console) -> tuple[Model, str, Work]:
+    """The model, a digest of every setting that results depend on, and the work, still without its ledger."""
+    bundles = [load_bundle(path) for path in (job.bundle, *job.also)]
+    for bundle in bundles:
+        preprocess = bundle.spec.preprocess
+        if preprocess.volume is None and preprocess.channels not in (1, 3):
+            raise UserError(
+                "E-PRE-CHANNELS",
+                f"the bundle takes {preprocess.channels} channels, image files hold 1 or 3",
+                "use a bundle that was trained on image files",
+                where=str(bundle.folder),
+            )
 
+    def say(text: str) -> None:
+        console.print(text, highlight=False, markup=False)
 
-def _write_summary(
-    summary: Summary, facts: Mapping[str, Any], seconds: Mapping[str, float], tasks: Mapping[str, AnyTask]
-) -> None:
-    counts = {name: getattr(summary, name) for name in ("total", "ok", "failed", "skipped", "resumed")}
-    colours = {
-        name: {label: "#{:02x}{:02x}{:02x}".format(*colour(k)) for k, label in enumerate(task.classes) if k}
-        for name, task in tasks.items()
-        if isinstance(task, Segmentation)
-    }
-    versions = {
+    device, views = device_named(job.device), job.views or bundles[0].spec.views
+    model = Model.of(bundles, device=device, views=views, say=say)
+    known = None if job.gate == "off" else read_fingerprint(bundles[0].folder, bundles[0].provenance)
+    settings = {
         "medmtl": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "pillow": PIL.__version__,
+        "views": views,
+        "overlays": job.overlays,
+        "output": plain(job.output),
+        "gate": job.gate,
+        "policy": asdict(job.policy),
+        "fill_nan": job.fill_nan,
     }
-    tree = {
-        **facts,
-        "counts": counts,
-        "ignored": dict(summary.ignored_kinds),
-        "exit_code": summary.exit_code,
-        "seconds": {name: round(value, 3) for name, value in seconds.items()},
-        "colours": colours,
-        "versions": versions,
-        "use": "research use only, not a medical device",
-    }
-    write_atomic(summary.paths["summary"], json.dumps(tree, indent=2) + "\n")
+    work = Work(job, model, None, job.max_ram or default_budget() // job.shard.beside, known)  # type: ignore[arg-type] # set when locked
+    check_coding(job.output, work.tasks)
+    return model, digest(settings)[:12], work
+
+
+def _finder(job: Job, model: Model) -> Finder:
+    return Finder(job.source, model.spec.preprocess, policy=job.policy, exclude=(job.out,), threads=job.workers)

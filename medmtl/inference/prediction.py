@@ -21,7 +21,7 @@ class Source:
     """Where an input came from.
 
     ``name`` is unique in the job and safe in a file name: the path below the source folder for pictures and NIfTI
-    files, a keyed pseudonym for DICOM, whose names and folders may name a patient.
+    files, modality and a hash of its UIDs for DICOM, whose names and folders may name a patient.
     """
 
     kind: Kind

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -11,14 +12,17 @@ from medmtl import __version__
 from medmtl.errors import UserError
 from medmtl.ingest.job import Job
 from medmtl.ingest.naming import Namer, check_domains, unique
-from medmtl.ingest.rules import Subject, dicom_value
+from medmtl.ingest.rules import Rule, Subject, dicom_value
 from medmtl.ingest.scanned import Scanned
+from medmtl.ingest.segments import Drawing, drawings, each_once
 from medmtl.ingest.walk import Found
 from medmtl.io.deidentify.burned_in import risk
+from medmtl.io.dicom.record import DRAWN
 from medmtl.io.dicom.series import Stack, plan
 from medmtl.io.reasons import REMEDY
 
 Kind = Literal["dicom", "nifti", "raster"]
+_DIRECTORY = "remove it, nothing is lost: files are found without a directory, and what one names is never opened"
 _NO_GROUP, _FOLDERS = "W-ING-NO-GROUP", "W-ING-FOLDER-GROUPS"
 
 
@@ -37,6 +41,7 @@ class PlannedCase:
     stack: Stack | None = None
     page: int | None = None  # of a TIFF with several
     masks: Mapping[str, str] = field(default_factory=dict)  # target -> path of the mask
+    drawn: Mapping[str, Drawing] = field(default_factory=dict)  # target -> what the mask of a DICOM volume is made of
     refused: tuple[str, str] | None = None  # (code, what): not to be made at all
 
 
@@ -78,7 +83,7 @@ def plan_cases(scanned: Iterable[Scanned], job: Job, namer: Namer) -> CasePlan:
     names = unique({draft.identity: draft.id for draft in (*drafts, *others)}, namer)
     settings = _settings(job, namer)
     named = [replace(draft, id=names[draft.identity]) for draft in (*drafts, *others)]
-    cases = [replace(case, signature=_signature(case, settings)) for case in named]
+    cases = [replace(case, signature=_signature(case, settings, job.mask_values)) for case in named]
     if job.domain:
         check_domains([(case.domain, case.subject.header) for case in cases if not job.keep_names], "--domain")
     warnings = []
@@ -113,6 +118,9 @@ def _volumes(dicom: Sequence[Scanned], job: Job, namer: Namer) -> tuple[list[Pla
                 refused=None if job.allow_burned_in else _burned_in(stack),
             )
         )
+    drafts, undrawn = _with_drawings(drafts, dicom, namer) if job.segments else (drafts, [])
+    if job.one_patient:
+        drafts = _one_patient(drafts, Rule(job.one_patient, "--one-patient"))
     fates = []
     for refusal in planned.refused:
         error = refusal.error
@@ -120,12 +128,72 @@ def _volumes(dicom: Sequence[Scanned], job: Job, namer: Namer) -> tuple[list[Pla
             Fate(found[header.path].path, "dicom", error.code, error.what, error.remedy) for header in refusal.headers
         ]
     for ignored in planned.ignored:
+        if ignored.header.fault and ignored.header.fault[0] == "E-SEC-PATH":  # a directory that names other folders
+            code, what = ignored.header.fault
+            fates.append(Fate(found[ignored.header.path].path, "dicom directory", code, what, _DIRECTORY))
+            continue
         code = "I-DCM-DUPLICATE" if ignored.kind == "duplicate" else "I-DCM-KIND"
         kind = "directory" if ignored.kind == "DICOMDIR" else ignored.kind  # no name of a file: see sniff
         what = "a second copy of an image" if kind == "duplicate" else f"DICOM, but no image: {kind}"
         fates.append(Fate(found[ignored.header.path].path, f"dicom {kind}", code, what, REMEDY[code]))
-    used = {file.path for draft in drafts for file in draft.files}
-    return drafts, [fate for fate in fates if fate.path not in used]
+    used = {file.path for draft in drafts for file in draft.files} | {fate.path for fate in undrawn}
+    return drafts, [*undrawn, *(fate for fate in fates if fate.path not in used)]
+
+
+def _with_drawings(
+    drafts: Sequence[PlannedCase], dicom: Sequence[Scanned], namer: Namer
+) -> tuple[list[PlannedCase], list[Fate]]:
+    """The volumes with the masks that segmentations and structure sets draw on them, and those that draw none."""
+    objects = [(item.header, item.found) for item in dicom if item.header is not None and item.header.kind in DRAWN]
+    files = {header.path: found for header, found in objects}
+    once, copies, several = each_once([header for header, _ in objects])
+    headers = {files[header.path].path: header for header in once}
+    found, refused = drawings(headers.items(), [draft.stack for draft in drafts if draft.stack], keep=namer.keep)
+    by_path = {file.path: file for file in files.values()}
+    changed = []
+    for draft, drawn in zip(drafts, found, strict=True):
+        mine = [by_path[path] for path in dict.fromkeys(drawing.path for drawing in drawn.values())]
+        changed.append(replace(draft, drawn=drawn, files=(*draft.files, *mine)))
+    fates = [
+        Fate(path, f"dicom {headers[path].kind}", code, what, REMEDY[code]) for path, (code, what) in refused.items()
+    ]
+    for same in several:
+        error = same.error
+        fates += [
+            Fate(files[one.path].path, f"dicom {one.kind}", error.code, error.what, error.remedy)
+            for one in same.headers
+        ]
+    what = "a second copy of what is drawn"
+    fates += [
+        Fate(files[copy.path].path, "dicom duplicate", "I-DCM-DUPLICATE", what, REMEDY["I-DCM-DUPLICATE"])
+        for copy in copies
+    ]
+    return changed, fates
+
+
+def _one_patient(drafts: Sequence[PlannedCase], rule: Rule) -> list[PlannedCase]:
+    """The volumes, refused where ``rule`` says of files of two patients that they belong to one."""
+    places = [
+        {value for file in draft.files if (value := rule.value(Subject(file.path, draft.subject.header)))}
+        for draft in drafts
+    ]
+    if drafts and not any(places):
+        raise UserError(
+            "E-ING-RULE", f"{rule.text!r} says nothing of any DICOM volume, so nothing would be checked",
+            'write what every file of a patient has in common, as "{folder:1}"', where="--one-patient",
+        )  # fmt: skip
+    patients: dict[str, set[str]] = defaultdict(set)
+    for draft, mine in zip(drafts, places, strict=True):
+        header = draft.subject.header
+        if header is not None and header.patient_id.strip(" \0"):
+            for place in mine:
+                patients[place].add(draft.group)
+    checked = []
+    for draft, mine in zip(drafts, places, strict=True):
+        count = max((len(patients[place]) for place in mine), default=0)
+        what = f"images of {count} patients lie where {rule.text} says that there is one"
+        checked.append(replace(draft, refused=("E-ING-PATIENTS", what)) if count > 1 else draft)
+    return checked
 
 
 def _images(images: Mapping[str, Scanned], job: Job, namer: Namer) -> tuple[list[PlannedCase], int, int]:
@@ -189,15 +257,35 @@ def _without_pairs(fates: Sequence[Fate], images: Mapping[str, Scanned]) -> list
 
 def _settings(job: Job, namer: Namer) -> str:
     """Everything but the files that an image depends on."""
-    return json.dumps([__version__, repr(job.policy), job.keep_names, job.fill_nan, namer.pseudonyms.fingerprint()])
+    return json.dumps(
+        [
+            __version__,
+            repr(job.policy),
+            job.keep_names,
+            job.fill_nan,
+            job.fourth_axis,
+            job.uncompressed,
+            namer.pseudonyms.fingerprint(),
+        ]
+    )
 
 
-def _signature(case: PlannedCase, settings: str) -> str:
+def _signature(case: PlannedCase, settings: str, values: Mapping[str, tuple[int, ...]]) -> str:
     """A digest of the files as they are, of how they are put together, and of the settings."""
     files = [(file.path, file.size, file.mtime_ns) for file in case.files]
     stack = case.stack
     made_of = None if stack is None else (stack.key, stack.shape, repr(stack.affine), repr(stack.regrid), stack.units)
-    tree = [case.id, settings, files, repr(made_of), case.page, dict(case.masks), case.refused]
+    tree = [
+        case.id,
+        settings,
+        files,
+        repr(made_of),
+        case.page,
+        dict(case.masks),
+        repr(case.drawn),
+        case.refused,
+        {target: values.get(target) for target in case.masks},
+    ]
     return hashlib.sha256(json.dumps(tree).encode()).hexdigest()[:32]
 
 

@@ -10,6 +10,7 @@ from medmtl.errors import UserError
 from medmtl.ingest.job import LabelRule, Summary
 
 _SHOWN = 8  # codes
+_MOST_LABELS = 100_000  # of one range
 _EXAMPLE = r"write --mask 'lesion=images/(.+)\.nii\.gz -> labels/\1.nii.gz'"
 
 
@@ -39,6 +40,27 @@ def mask_rules(options: Iterable[str]) -> Mapping[str, str]:
             raise UserError("E-ING-RULE", f"{option!r}: {error}", _EXAMPLE, where="--mask") from error
         rules[name] = rule.strip()
     return rules
+
+
+def label_values(options: Iterable[str]) -> Mapping[str, tuple[int, ...]]:
+    """``name=0,1,2`` or ``name=0-40`` by name, checked."""
+    found: dict[str, tuple[int, ...]] = {}
+    for option in options:
+        name, _, text = option.partition("=")
+        parts = [re.fullmatch(r"\s*(\d{1,9})(?:\s*-\s*(\d{1,9}))?\s*", part) for part in text.split(",")]
+        ends = [(int(part[1]), int(part[2] or part[1])) for part in parts if part]
+        if (
+            not name
+            or name in found
+            or len(ends) < len(parts)
+            or any(b - a not in range(_MOST_LABELS) for a, b in ends)
+        ):
+            raise UserError(
+                "E-ING-RULE", f"{option!r} declares no labels", "write --mask-values lesion=0,1,2 or organs=0-40",
+                where="--mask-values",
+            )  # fmt: skip
+        found[name] = tuple(sorted({label for first, last in ends for label in range(first, last + 1)}))
+    return found
 
 
 def told(summary: Summary, *, as_json: bool) -> Iterator[str]:

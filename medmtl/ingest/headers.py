@@ -6,10 +6,10 @@ from dataclasses import asdict
 from typing import Any
 
 from medmtl.errors import UserError
-from medmtl.ingest.sniff import empty, ignored_kind, sniff, unknown
+from medmtl.ingest.sniff import empty, head_of, ignored_kind, kind_of, open_regular, unknown
 from medmtl.ingest.tasks import Headers
 from medmtl.ingest.walk import Found
-from medmtl.io.dicom.header import Limits, NotDicom, header_to_json, read_header
+from medmtl.io.dicom.header import Limits, NotDicom, header_of, header_to_json
 from medmtl.io.raster import pages
 from medmtl.io.reasons import refusal
 
@@ -32,15 +32,18 @@ def _content(headers: Headers, found: Found) -> dict[str, Any]:
     if not found.size:
         return {"code": empty(found.path), "what": "0 bytes"}
     path = headers.root / found.path
-    kind = sniff(path)
-    if kind in ("dicom", "maybe-dicom"):
-        try:
-            header = read_header(path, limits=Limits(max_bytes=headers.max_bytes), keywords=headers.keywords)
-            return {"kind": "dicom", "header": header_to_json(header)}
-        except NotDicom:
-            if kind == "dicom":
-                raise refusal("E-DCM-HEADER", "it has DICOM's preamble, and nothing of DICOM behind it") from None
-            kind = "other"
+    with os.fdopen(open_regular(path), "rb") as stream:
+        kind = kind_of(head_of(stream))
+        if kind in ("dicom", "maybe-dicom"):  # read while it is open: opening is what a network disk takes long for
+            limits = Limits(max_bytes=headers.max_bytes)
+            try:
+                status = os.fstat(stream.fileno())
+                header = header_of(path, stream, status, limits=limits, keywords=headers.keywords)
+                return {"kind": "dicom", "header": header_to_json(header)}
+            except NotDicom:
+                if kind == "dicom":
+                    raise refusal("E-DCM-HEADER", "it has DICOM's preamble, and nothing of DICOM behind it") from None
+                kind = "other"
     if kind == "other":
         code, what = unknown(found.path)
         return {"code": code, "what": what}

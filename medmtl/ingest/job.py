@@ -5,11 +5,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from medmtl.errors import UserError
 from medmtl.io.dicom.series import Policy
 
 MOST_JOBS = 64
+FourthAxis = Literal["time", "channel", "refuse"]
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,13 @@ class Job:
     fill_nan: bool = False  # replace NaN and infinity by the lowest value, if they are at most 0.1 % of the voxels
     domain: str = ""  # template of the domain; empty: manufacturer and model
     group: str = ""  # template, or regular expression with (?P<group>...), of the group of NIfTI files and rasters
+    one_patient: str = ""  # template of what belongs to one patient, as "{folder:1}"; empty: nothing is checked
     labels: LabelRule | None = None
     masks: Mapping[str, str] = field(default_factory=dict)  # target -> regular expression of its files
+    mask_values: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # target -> labels; without it: any
+    segments: bool = False  # segmentations and structure sets become masks of the volumes that they were drawn on
+    fourth_axis: FourthAxis = "time"  # of NIfTI files
+    uncompressed: bool = False  # volumes as .nii, not .nii.gz
     jobs: int = 0  # processes; 0: as many as this process may use
     timeout_s: float = 900.0  # of one volume
     dry_run: bool = False
@@ -50,6 +57,8 @@ class Job:
             raise _wrong("jobs", str(self.jobs), f"give 1 to {MOST_JOBS}, or 0 for one per core")
         if self.max_failures and not re.fullmatch(r"\d+|\d+(\.\d+)?%", self.max_failures):
             raise _wrong("max_failures", self.max_failures, "give a number of volumes, as 20, or a share, as 5%")
+        if unknown := sorted(set(self.mask_values) - set(self.masks)):
+            raise _wrong("mask_values", ", ".join(unknown), "name masks that a rule of --mask finds")
         if self.timeout_s <= 0:
             raise _wrong("timeout_s", f"{self.timeout_s:g}", "give the seconds that one volume may take")
 

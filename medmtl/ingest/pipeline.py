@@ -30,7 +30,7 @@ from medmtl.ingest.rules import Rule
 from medmtl.ingest.scan import Index, scan
 from medmtl.ingest.scanned import Scanned
 from medmtl.ingest.space import check_space
-from medmtl.ingest.study import manifest_case, warnings_of, write_crosswalk
+from medmtl.ingest.study import check_targets, manifest_case, warnings_of, write_crosswalk
 from medmtl.ingest.tasks import Made, Task, make
 from medmtl.ingest.walk import Found, walk
 from medmtl.io.deidentify.key import load_or_make_key, private_folder, remember_source
@@ -55,6 +55,7 @@ class _Run:
     private: Path
     namer: Namer
     table: LabelTable | None
+    keywords: tuple[str, ...]  # DICOM keywords that rules need, beyond those of every header
     ledger: Ledger
     pool: Pool
     progress: Progress
@@ -79,19 +80,23 @@ def ingest(job: Job, *, console: Console | None = None) -> Summary:
     began = time.monotonic()
     console = console or Console(stderr=True)
     check_folders(job)
-    group, domain = (Rule(t, name) if t else None for t, name in ((job.group, "--group"), (job.domain, "--domain")))
+    group, domain, alone = (
+        Rule(text, name) if text else None
+        for text, name in ((job.group, "--group"), (job.domain, "--domain"), (job.one_patient, "--one-patient"))
+    )
     table = LabelTable.read(job.labels) if job.labels else None
     private = private_folder(job.private_folder, out=job.out, source=job.source)
     key_path = job.key or private / "key.json"
     with held(job.out, private), signals("volumes at hand") as caught:
         load_or_make_key(key_path, out=job.out)
+        needed = {*_ALWAYS, *(name for rule in (domain, alone, table and table.rule) if rule for name in rule.keywords)}
         namer = Namer(Pseudonyms(remember_source(key_path, job.source)), job.keep_names, group, domain)
         own(job, namer.pseudonyms)
         tidy(job.out)
         ledger = Ledger(job.out / LEDGER)
         pool = Pool(job.processes, job.timeout_s, _memory(), private / "log.txt")
         with pool, Progress(console, failed="refused") as progress:
-            run = _Run(job, private, namer, table, ledger, pool, progress, caught)
+            run = _Run(job, private, namer, table, tuple(sorted(needed)), ledger, pool, progress, caught)
             summary = _ingest(run)
     return replace(summary, seconds={**run.seconds, "total": time.monotonic() - began})
 
@@ -102,6 +107,7 @@ def _ingest(run: _Run) -> Summary:
     scanned, read = _scan(run, walked.files)
     began = time.monotonic()
     plan = plan_cases(scanned, job, run.namer)
+    check_targets(plan.cases, run.table)
     run.seconds["plan"] = time.monotonic() - began
     run.stop_if_asked()
     (job.out / REPORT).unlink(missing_ok=True)  # it says that everything else is complete
@@ -139,11 +145,8 @@ def _ingest(run: _Run) -> Summary:
 def _scan(run: _Run, files: Sequence[Found]) -> tuple[list[Scanned], int]:
     """What every file is, and how many of them were read now."""
     began = time.monotonic()
-    domain, table = run.namer.domain_rule, run.table
-    needed = {*_ALWAYS, *(domain.keywords if domain else ()), *(table.rule.keywords if table else ())}
-    keywords, max_bytes = tuple(sorted(needed)), run.job.policy.max_bytes
-    root = run.job.source.resolve()
-    index = Index(run.private / "index.jsonl", root=root, keywords=keywords, max_bytes=max_bytes)
+    root, max_bytes = run.job.source.resolve(), run.job.policy.max_bytes
+    index = Index(run.private / "index.jsonl", root=root, keywords=run.keywords, max_bytes=max_bytes)
     run.progress.begin("files", len(files))
     found, read = scan(
         files,
@@ -171,7 +174,7 @@ def _work(run: _Run, plan: CasePlan) -> tuple[dict[str, Entry], int]:
     broken: list[EnvironmentFailure] = []
     run.progress.begin("volumes", len(wanted), len(entries))
     left = [case for case in wanted if case.id not in entries]
-    check_space(job.out, left)
+    check_space(job.out, left, uncompressed=job.uncompressed)
     tasks = [_task(job, case) for case in left]
     tasks.sort(key=lambda task: -sum(file.size for file in task.case.files))  # the longest first: none is left for last
 
@@ -209,7 +212,17 @@ def _memory() -> int | None:
 
 
 def _task(job: Job, case: PlannedCase) -> Task:
-    return Task(case, job.source.resolve(), job.out.resolve(), job.keep_names, job.fill_nan, job.policy.max_bytes)
+    return Task(
+        case,
+        job.source.resolve(),
+        job.out.resolve(),
+        job.keep_names,
+        job.fill_nan,
+        job.policy.max_bytes,
+        {target: job.mask_values[target] for target in case.masks if target in job.mask_values},
+        job.fourth_axis,
+        job.uncompressed,
+    )
 
 
 def _lost(run: _Run, case: PlannedCase, lost: Lost) -> Made:

@@ -16,6 +16,7 @@ from medmtl.io.dicom.record import header_from_json
 from medmtl.io.reasons import REMEDY
 
 _CHUNK = 64  # files that one worker reads before it reports
+_FORMAT = 3  # of a line of the index; of another one nothing is taken over
 _RAISED = {"died": "killed the process that read it", "timeout": "took too long to read", "raised": "cannot be read"}
 
 
@@ -24,7 +25,9 @@ class Index:
 
     def __init__(self, path: Path, *, root: Path, keywords: Sequence[str], max_bytes: int) -> None:
         self.path, self.root, self.keywords, self.max_bytes = path, root, tuple(keywords), max_bytes
-        self.heading = json.dumps({"medmtl": __version__, "keywords": sorted(keywords), "max_bytes": max_bytes})
+        self.heading = json.dumps(
+            {"medmtl": __version__, "format": _FORMAT, "keywords": sorted(keywords), "max_bytes": max_bytes}
+        )
         self.lines: dict[str, str] = {}
         self.stale = 0
         self._load()

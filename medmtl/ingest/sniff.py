@@ -4,7 +4,7 @@ import os
 import stat
 import zlib
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import BinaryIO, Literal
 
 from medmtl.io.reasons import refusal
 
@@ -38,20 +38,16 @@ def open_regular(path: Path) -> int:
     return descriptor
 
 
-def sniff(path: Path) -> Kind:
-    """The kind of a regular file by its content; ``maybe-dicom`` begins like DICOM without its preamble."""
-    descriptor = open_regular(path)
-    try:
-        head = os.read(descriptor, _HEAD)
-    finally:
-        os.close(descriptor)
+def head_of(stream: BinaryIO) -> bytes:
+    """The first bytes of an open file: as many as tell its kind."""
+    head = stream.read(_HEAD)
     if not head:
         raise refusal("E-FILE-EMPTY", "0 bytes")
-    return kind_of(head)
+    return head
 
 
 def kind_of(head: bytes) -> Kind:
-    """The kind that the first bytes of a file (some 4 KiB) say."""
+    """The kind that the first bytes of a file (some 4 KiB) say; ``maybe-dicom`` begins like DICOM without preamble."""
     if head[128:132] == b"DICM":
         return "dicom"
     if head.startswith(_RASTER):

@@ -12,17 +12,17 @@ _PACKED = 0.25  # of decoded bytes are left by gzip, at the least; of a noisy CT
 _MIB = 2**20
 
 
-def needed(cases: Sequence[PlannedCase]) -> int:
+def needed(cases: Sequence[PlannedCase], *, uncompressed: bool = False) -> int:
     """About how many bytes the images of ``cases`` will take: of DICOM by its headers, of other files as they are."""
     volumes = [case.stack for case in cases if case.stack is not None]
     values = sum(math.prod(stack.shape) * pixels.itemsize for stack in volumes if (pixels := stack.first.pixels))
     files = {file.path: file.size for case in cases if case.stack is None for file in case.files}  # of pages: once
-    return int(_PACKED * values) + sum(files.values())
+    return int((1 if uncompressed else _PACKED) * values) + sum(files.values())
 
 
-def check_space(out: Path, cases: Sequence[PlannedCase]) -> None:
+def check_space(out: Path, cases: Sequence[PlannedCase], *, uncompressed: bool = False) -> None:
     """Refuse (``E-DISK``) to begin what the disk of ``out`` has no room for."""
-    need, free = needed(cases), shutil.disk_usage(out).free
+    need, free = needed(cases, uncompressed=uncompressed), shutil.disk_usage(out).free
     if need > free:
         raise EnvironmentFailure(
             "E-DISK",

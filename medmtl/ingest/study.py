@@ -6,7 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from medmtl.data.case import Case
+from medmtl.errors import UserError
 from medmtl.ingest.cases import PlannedCase
+from medmtl.ingest.labels import LabelTable
 from medmtl.ingest.ledger import Entry
 from medmtl.ingest.naming import Namer, cell
 from medmtl.ingest.rules import as_text, dicom_value
@@ -32,7 +34,7 @@ _MOST_DOMAINS = 20
 
 def manifest_case(case: PlannedCase, entry: Entry, targets: Mapping[str, str], namer: Namer) -> Case:
     """The row of a case that has an image."""
-    masks = {target: _mask(case, target, entry) for target in case.masks}
+    masks = {target: name for target in (*case.masks, *case.drawn) if (name := _mask(case, target, entry))}
     return Case(
         case_id=case.id,
         group=case.group,
@@ -43,8 +45,19 @@ def manifest_case(case: PlannedCase, entry: Entry, targets: Mapping[str, str], n
     )
 
 
+def check_targets(cases: Iterable[PlannedCase], table: LabelTable | None) -> None:
+    """Refuse a column of labels that is called like a mask: the manifest has one column of a name."""
+    masks = {target for case in cases for target in (*case.masks, *case.drawn)}
+    if twice := sorted(masks & set(table.columns if table else ())):
+        raise UserError(
+            "E-ING-LABEL-COLUMN", f"{', '.join(twice)} is a column of labels and a mask", "rename the column, or leave "
+            "it out with --targets", where="--labels",
+        )  # fmt: skip
+
+
 def _mask(case: PlannedCase, target: str, entry: Entry) -> str:
-    return next(name for name in entry.outputs if name.startswith(f"masks/{target}/{case.id}."))
+    """Where the mask lies; empty where a structure set turned out to hold no closed contour for it."""
+    return next((name for name in entry.outputs if name.startswith(f"masks/{target}/{case.id}.")), "")
 
 
 def _meta(case: PlannedCase, entry: Entry, namer: Namer) -> dict[str, str]:
@@ -59,6 +72,7 @@ def _meta(case: PlannedCase, entry: Entry, namer: Namer) -> dict[str, str]:
     found["spacing_mm"] = " x ".join(f"{step:.6g}" for step in facts.get("spacing_mm", ()))
     found["shape"] = " x ".join(str(n) for n in facts.get("shape", ()))
     found["orientation"] = facts.get("orientation", "")
+    found["fourth_axis"] = facts.get("fourth_axis", "")
     found["units"] = facts.get("units", "")
     found["notes"] = " ".join(dict.fromkeys(code for code, _ in entry.notes))
     return {name: cell(value) for name, value in found.items() if value}

@@ -3,11 +3,13 @@
 pydicom, gdcm and nibabel take longer to import than a small folder takes to ingest, and the main process does without.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from medmtl.errors import EnvironmentFailure
 from medmtl.ingest.cases import PlannedCase
+from medmtl.ingest.job import FourthAxis
 from medmtl.ingest.ledger import Entry
 from medmtl.ingest.walk import Found
 
@@ -32,6 +34,9 @@ class Task:
     keep_names: bool
     fill_nan: bool
     max_bytes: int
+    mask_values: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    fourth_axis: FourthAxis = "time"
+    uncompressed: bool = False
 
 
 @dataclass(frozen=True)

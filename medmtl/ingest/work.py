@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -14,14 +14,14 @@ from medmtl.errors import EnvironmentFailure, UserError
 from medmtl.files import write_atomic
 from medmtl.ingest.cases import PlannedCase
 from medmtl.ingest.ledger import Entry, output_of
+from medmtl.ingest.masks import mask_name, raster_masks, volume_masks
 from medmtl.ingest.rasters import check_depth, clean, pixels, turned
 from medmtl.ingest.sidecar import sidecar
 from medmtl.ingest.tasks import Made, Task
 from medmtl.ingest.thumbnail import thumbnail
 from medmtl.io.dicom.load import load
-from medmtl.io.masks import check_mask
 from medmtl.io.nifti import read_nifti, write_nifti
-from medmtl.io.raster import read_mask, write_png
+from medmtl.io.raster import write_png
 from medmtl.io.reasons import refusal
 from medmtl.io.volume import Note, Volume
 
@@ -68,21 +68,21 @@ def _make(task: Task) -> Entry:
         header, split = case.stack.first, dict(case.stack.split)
     else:
         path = task.source / case.files[0].path
-        volume = read_nifti(path, max_bytes=task.max_bytes, nan="fill" if task.fill_nan else "refuse")
+        nan: Literal["fill", "refuse"] = "fill" if task.fill_nan else "refuse"
+        volume = read_nifti(path, max_bytes=task.max_bytes, nan=nan, fourth=task.fourth_axis)
         header, split = None, {}
-    masks = _masks(task, volume)  # before anything is written: a wrong one refuses the case
-    if case.stack is None:
+    masks, said = volume_masks(task, volume)  # before anything is written: a wrong one refuses the case
+    if case.stack is None or case.drawn:
         _check_unchanged(task)
     flat = _as_picture(volume) if volume.affine is None and case.stack is not None else None
-    name = f"images/{case.id}{'.nii.gz' if flat is None else '.png'}"
+    suffix = ".nii" if task.uncompressed else ".nii.gz"
+    name = f"images/{case.id}{suffix if flat is None else '.png'}"
     paths = [write_nifti(task.out / name, volume) if flat is None else write_png(task.out / name, flat)]
-    paths += [write_nifti(task.out / mask_name(case, target, ".nii.gz"), mask) for target, mask in masks.items()]
-    notes = tuple((note.code, note.what) for note in volume.notes) + tuple(
-        (note.code, f"mask {target}: {note.what}") for target, mask in masks.items() for note in mask.notes
-    )
+    paths += [write_nifti(task.out / mask_name(case, target, suffix), mask) for target, mask in masks.items()]
+    notes = tuple((note.code, note.what) for note in (*volume.notes, *said))
     about = sidecar(kind=case.kind, volume=volume, header=header, split=split, notes=notes)
     paths += _beside(task, about, thumbnail(volume))
-    return _done(task, name, paths, notes, _facts(volume))
+    return _done(task, name, paths, notes, _facts(volume, task.fourth_axis if case.stack is None else "time"))
 
 
 def _make_raster(task: Task) -> Entry:
@@ -92,10 +92,10 @@ def _make_raster(task: Task) -> Entry:
     array = pixels(path, case.page or 0)
     if array.min() == array.max():
         raise refusal("E-ING-EMPTY", f"every pixel is {array.flat[0]}")
-    masks = _raster_masks(task, array)
+    masks, said = raster_masks(task, array)
     content = path.read_bytes()
     _check_unchanged(task)
-    notes: list[tuple[str, str]] = []
+    notes = [(note.code, note.what) for note in said]
     copied = None if case.page is not None else _copy(path, content, keep=task.keep_names, notes=notes)
     if copied is None:
         check_depth(path)
@@ -159,31 +159,6 @@ def _as_picture(volume: Volume) -> np.ndarray | None:
     return upright.astype(np.uint8 if volume.colour or array.dtype == np.uint8 else np.uint16)
 
 
-def _masks(task: Task, image: Volume) -> dict[str, Volume]:
-    """The masks of a volume by target, each checked against it. A wrong one refuses the case: half a label is none."""
-    found = {}
-    for target, path in task.case.masks.items():
-        mask = read_nifti(task.source / path, max_bytes=task.max_bytes, labels=True)
-        found[target] = check_mask(mask, image)
-    return found
-
-
-def _raster_masks(task: Task, image: np.ndarray) -> dict[str, np.ndarray]:
-    found = {}
-    for target, path in task.case.masks.items():
-        mask = read_mask(task.source / path, page=task.case.page or 0)
-        if mask.shape != image.shape[:2]:
-            what = f"the mask {target} is {list(mask.shape)}, the image {list(image.shape[:2])}"
-            raise refusal("E-MASK-SHAPE", what)
-        found[target] = mask
-    return found
-
-
-def mask_name(case: PlannedCase, target: str, suffix: str) -> str:
-    """Where the mask of a case lies in the study."""
-    return f"masks/{target}/{case.id}{suffix}"
-
-
 def _beside(task: Task, about: Mapping[str, Any], picture: bytes) -> list[Path]:
     """Sidecar and thumbnail, not synced: two waits for the disk per case would be most of a small folder's time.
 
@@ -203,13 +178,15 @@ def _done(
     return Entry(task.case.id, task.case.signature, "ok", outputs=outputs, image=image, notes=notes, facts=facts)
 
 
-def _facts(volume: Volume) -> dict[str, Any]:
+def _facts(volume: Volume, fourth: str) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "shape": list(volume.array.shape),
         "dtype": str(volume.array.dtype),
         "colour": volume.colour,
         "units": volume.units,
     }
+    if volume.array.ndim == 4 and not volume.colour:
+        facts["fourth_axis"] = fourth
     if volume.spacing is not None:
         facts["spacing_mm"] = [round(float(step), _DECIMALS) for step in volume.spacing]
     if volume.affine is not None:

@@ -30,7 +30,7 @@ def check_mask(mask: Volume, image: Volume, *, values: Collection[int] | None = 
         raise refusal("E-MASK-SHAPE", found, where=name)
     notes = [*mask.notes, *_check_place(mask, image, name)]
     labels = _whole(mask.array, notes, name)
-    _check_labels(labels, values, notes, name)
+    notes += check_labels(labels, values, name=name)
     return replace(mask, array=labels, affine=image.affine, spacing=image.spacing, notes=tuple(notes))
 
 
@@ -75,14 +75,12 @@ def _whole(array: npt.NDArray[np.generic], notes: list[Note], name: str) -> npt.
     return whole.astype(next(kind for kind in kinds if np.iinfo(kind).min <= ends[0] and ends[1] <= np.iinfo(kind).max))
 
 
-def _check_labels(
-    labels: npt.NDArray[np.generic], values: Collection[int] | None, notes: list[Note], name: str
-) -> None:
+def check_labels(labels: npt.NDArray[np.generic], values: Collection[int] | None, *, name: str = "") -> list[Note]:
+    """Refuse labels that are not among ``values`` (``E-MASK-LABELS``; None: any); a note where all is background."""
     found = {int(label): int(count) for label, count in zip(*np.unique(labels, return_counts=True), strict=True)}
     unknown = sorted(set(found) - set(values)) if values is not None else []
     if unknown:
         listed = ", ".join(f"{label} ({found[label]:,} voxels)" for label in unknown[:_LISTED])
         more = f" and {len(unknown) - _LISTED} more" if len(unknown) > _LISTED else ""
         raise refusal("E-MASK-LABELS", f"labels that nobody declared: {listed}{more}", where=name)
-    if set(found) == {0}:
-        notes.append(Note("W-MASK-EMPTY", f"all {labels.size:,} voxels are background"))
+    return [Note("W-MASK-EMPTY", f"all {labels.size:,} voxels are background")] if set(found) == {0} else []

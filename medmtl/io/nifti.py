@@ -39,13 +39,19 @@ def read_header(path: Path, *, max_bytes: int = MAX_BYTES) -> NiftiHeader:
 
 
 def read_nifti(
-    path: Path, *, max_bytes: int = MAX_BYTES, nan: Literal["refuse", "fill"] = "refuse", labels: bool = False
+    path: Path,
+    *,
+    max_bytes: int = MAX_BYTES,
+    nan: Literal["refuse", "fill"] = "refuse",
+    labels: bool = False,
+    fourth: Literal["time", "channel", "refuse"] = "time",
 ) -> Volume:
     """The volume in a NIfTI-1 or NIfTI-2 file, gzip or not by what it holds, in either byte order.
 
     Stored integers stay integers where slope and intercept are whole and the values fit; else values are float32, or
     float64 where float32 cannot hold the stored type. Orientation and affine are the file's. Dimensions of size 1
-    behind the third are dropped. RGB24, opaque RGBA32 and three planes of bytes with intent 2003 are colour.
+    behind the third are dropped; ``fourth`` says what a fourth one is, since no header does. RGB24, opaque RGBA32 and
+    three planes of bytes with intent 2003 are colour.
 
     Voxels that are NaN or infinite are refused; with ``nan="fill"`` up to 0.1 % of them get the lowest finite value. An
     image of one value is refused unless it holds ``labels``. The file is read to its end, so that its checksum counts.
@@ -54,6 +60,7 @@ def read_nifti(
     """
     assert not (labels and nan == "fill"), "a label is never invented"
     with _begun(path, max_bytes) as (header, source):
+        header = _with_fourth(header, fourth, path.name)
         raw = np.empty(header.stored_bytes, np.uint8)
         found = source.fill(raw.data)
         if found < raw.size:
@@ -76,6 +83,16 @@ def read_nifti(
         time_step_s=header.time_step_s,
         notes=tuple(notes),
     )
+
+
+def _with_fourth(header: NiftiHeader, fourth: str, name: str) -> NiftiHeader:
+    """The header of an image whose fourth axis is what the user says."""
+    if header.colour or len(header.stored_shape) < 4 or fourth == "time":
+        return header
+    if fourth == "refuse":
+        raise refusal("E-NII-DIMENSIONS", f"a fourth axis of {header.stored_shape[3]}", where=name)
+    notes = tuple(note for note in header.notes if note.code != "W-NII-TIME")
+    return replace(header, time_step_s=None, notes=notes)
 
 
 def files_of(path: Path) -> tuple[Path, ...]:

@@ -27,7 +27,10 @@ class PoolConfig(Config):
 
 
 class PooledHead(nn.Module):
-    """[B, C, *S] (any number of spatial dimensions) -> [B, out]."""
+    """[B, C, *S] (any number of spatial dimensions) -> [B, out].
+
+    Covariates are fused late: they stand beside the pooled features in front of the affine map (:meth:`fuse`).
+    """
 
     def __init__(
         self,
@@ -46,11 +49,27 @@ class PooledHead(nn.Module):
             layers += [nn.Linear(channels, hidden), nn.LayerNorm(hidden), nn.SiLU()]
         self.before = nn.Sequential(*layers, nn.Dropout(dropout))
         self.affine = nn.Linear(hidden or channels, out, bias=bias)
+        self.fused, self.shares = 0, (1.0, 1.0)  # covariates behind the features; whether each of the two is seen
 
-    def forward(self, pyramid: Sequence[Tensor]) -> Tensor:
+    def fuse(self, columns: int, *, image: bool = True, covariates: bool = True) -> None:
+        """Let the affine map see ``columns`` covariates behind the features, with weights that start at zero.
+
+        A part that is False is multiplied by zero, so that the graph stays whole and every parameter keeps a gradient.
+        """
+        assert not self.fused, "covariates are fused once"
+        self.fused, self.shares = columns, (float(image), float(covariates))
+        self.affine.weight = nn.Parameter(F.pad(self.affine.weight.detach(), (0, columns)))
+        self.affine.in_features += columns
+
+    def forward(self, pyramid: Sequence[Tensor], covariates: Tensor | None = None) -> Tensor:
+        """``covariates`` [B, P], after :meth:`fuse`."""
         deepest = pyramid[-1]
-        pooled = deepest.flatten(2).mean(-1) if self.pool is None else self.pool(deepest)
-        return self.affine(self.before(pooled))
+        features = self.before(deepest.flatten(2).mean(-1) if self.pool is None else self.pool(deepest))
+        if self.fused:
+            assert covariates is not None, "the model fills in what a case without covariates has"
+            seen, known = self.shares
+            features = torch.cat([seen * features, known * covariates.to(features)], 1)
+        return self.affine(features)
 
 
 class Attention(nn.Module):
@@ -92,9 +111,15 @@ class CumulativeHead(nn.Module):
         self.first = nn.Parameter(start[:1].clone())
         self.gaps = nn.Parameter(torch.expm1((start[:-1] - start[1:]).clamp(min=1e-3)).log())  # softplus's inverse
 
-    def forward(self, pyramid: Sequence[Tensor]) -> Tensor:
+    def forward(self, pyramid: Sequence[Tensor], covariates: Tensor | None = None) -> Tensor:
         steps = torch.cat([self.first, -F.softplus(self.gaps)])
-        return self.score(pyramid) + steps.cumsum(0)
+        return self.score(pyramid, covariates) + steps.cumsum(0)
+
+
+def pooled_head(head: nn.Module) -> PooledHead | None:
+    """The pooled head that a task's output is an affine map of; None of a dense head or an adversary."""
+    inner = head.score if isinstance(head, CumulativeHead) else head
+    return inner if isinstance(inner, PooledHead) else None
 
 
 class _Reverse(torch.autograd.Function):

@@ -67,6 +67,14 @@ class Task(Config):
         """Columns of the case table for one case; ``target`` is None where the label is missing."""
         raise TypeError(f"{type(self).__name__} has no row")
 
+    def number(self, output: Tensor) -> Tensor:
+        """The output as a number in physical units, [B], of which a sum makes sense; differentiable, not clamped."""
+        raise TypeError(f"{type(self).__name__} is no number")
+
+    def quantity(self, decoded: Tensor) -> Tensor:
+        """The same of what :meth:`decode` gives, [B]."""
+        raise TypeError(f"{type(self).__name__} is no number")
+
     def metrics(self, table: pd.DataFrame, weights: np.ndarray) -> dict[str, np.ndarray]:
         """Metrics of the labelled rows of one task for every row of ``weights`` [R, N]: ``{metric: [R]}``.
 

@@ -22,8 +22,10 @@ class Ordinal(Task):
 
     The head gives the log-odds of ``level > k`` for the K - 1 lower levels k: one weight vector, and thresholds that
     are in order by construction (in the paper the training brings them there), so that every output is a distribution.
-    Levels are the whole numbers ``low`` to ``high``, or ``classes`` from the lowest to the highest, counted from 0. The
-    prediction is the median level, which has the least expected absolute error; ``expected`` is the mean.
+    Levels are the whole numbers ``low`` to ``high``, or ``classes`` from the lowest to the highest, counted from 0 in
+    tables and metrics (CDR: ``classes: ["0", "0.5", "1", "2", "3"]``, cells written exactly so; a level is then a step
+    of the scale, not a distance). The prediction is the median level, which has the least expected absolute error;
+    ``expected`` is the mean.
     """
 
     kind: Literal["ordinal"] = "ordinal"
@@ -58,6 +60,14 @@ class Ordinal(Task):
         if self.low is None or self.high is None:
             return self.classes
         return tuple(str(level) for level in range(self.low, self.high + 1))
+
+    @property
+    def values(self) -> tuple[float, ...]:
+        """What each level counts in a sum of tasks: its number, or that in its name; without numbers, its place."""
+        try:
+            return tuple(float(name) for name in self.levels)
+        except ValueError:
+            return tuple(float(place) for place in range(len(self.levels)))
 
     @property
     def lowest(self) -> int:
@@ -100,6 +110,13 @@ class Ordinal(Task):
         ends = torch.ones_like(above[:, :1])
         at_least = torch.cat([ends, above], 1)
         return (at_least - torch.cat([above, 0 * ends], 1)).clamp(min=0)  # rounding alone could fall below 0
+
+    def number(self, output: Tensor) -> Tensor:
+        return self.quantity(self.decode(output))
+
+    def quantity(self, decoded: Tensor) -> Tensor:
+        """The mean level, in :attr:`values`."""
+        return (decoded * torch.tensor(self.values).to(decoded)).sum(1)
 
     def row(self, decoded: Tensor, target: Tensor | None) -> dict[str, float | str]:
         median = self.median(decoded)

@@ -16,7 +16,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
     torch.set_num_threads(1)
 
-from laws import BALANCERS, MIXED, WEIGHED, balancer, batch, objective
+from laws import BALANCERS, MIXED, SCORE, WEIGHED, balancer, batch, informed, objective
 
 from medmtl import distributed as dist
 from medmtl.bundle import load_bundle
@@ -29,6 +29,8 @@ from medmtl.engine.fit import FitConfig, Trainer
 from medmtl.engine.optim import OptimConfig, average
 from medmtl.experiment import train
 from medmtl.study import Study
+from medmtl.tasks.emphasis import Emphasis
+from medmtl.tasks.penalties import Consistency, FeatureLaplacian, TemporalSmoothness
 
 pytestmark = pytest.mark.slow  # starting two processes takes most of it
 STEPS, SAMPLES = 3, 8
@@ -60,6 +62,24 @@ CASES = {
     f"fixed-weighed-{labels}-{accumulate}": ("fixed", labels, accumulate, WEIGHED)
     for labels, accumulate in (("everywhere", 1), ("disjoint", 2), ("absent", 1))
 }
+ITEMS = {
+    "everywhere": {},
+    "disjoint": {"q1": [0, 2, 4, 6], "q2": [1, 3, 5, 7], "q3": [0, 1], "total": [5], "later": [2, 3]},
+    "absent": {"q1": [0, 2, 4], "q2": [], "q3": [5], "total": [], "later": [1]},
+}
+BESIDE = {
+    "emphasis": Emphasis(items=("q1", "q2", "q3"), key=("q2",), by="group", groups={"a": "moderate", "b": "strong"}),
+    "penalties": (
+        Consistency(total="total", weight=0.5),
+        TemporalSmoothness(tasks=("q2", "total", "later"), weight=0.3),
+        FeatureLaplacian(tasks=("q2", "total", "later"), weight=0.5, above=0.2),
+    ),
+}
+CASES |= {
+    f"{kind}-score-{labels}-{accumulate}": (kind, labels, accumulate, SCORE)
+    for kind in ("fixed", "upgrad")
+    for labels, accumulate in (("everywhere", 1), ("disjoint", 2), ("absent", 1))
+}
 
 
 def _part(batch):
@@ -73,12 +93,21 @@ def _part(batch):
         domain=batch.domain[mine],
         case_ids=batch.case_ids[mine],
         weights={column: value[mine] for column, value in batch.weights.items()},
+        covariates=None if batch.covariates is None else batch.covariates[mine].double(),
+        stratum=None if batch.stratum is None else batch.stratum[mine],
     )
 
 
 def run(kind, labels, accumulate, tasks=MIXED):
-    """Parameters, buffers and losses after some steps of the real training loop, in double precision."""
-    whole = objective(tasks, balancer(kind, sum(not task.auxiliary for task in tasks.values()))).double()
+    """Parameters, buffers and losses after some steps of the real training loop, in double precision.
+
+    A score has covariates, groups with an emphasis of their own, and penalties.
+    """
+    score = tasks is SCORE
+    main = sum(not task.auxiliary for task in tasks.values())
+    whole = objective(tasks, balancer(kind, main), **(BESIDE if score else {})).double()
+    if score:
+        whole.model.fuse(list(tasks), torch.zeros(3, dtype=torch.float64))
     parameters = [p for p in whole.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(parameters, lr=0.2, momentum=0.9, weight_decay=0.01)
     optimizer.param_groups[0]["initial_lr"] = 0.2
@@ -100,7 +129,9 @@ def run(kind, labels, accumulate, tasks=MIXED):
         identity={},
     )
     for step in range(STEPS):
-        group = [batch(tasks, SAMPLES, seed=10 * step + i, **LABELS[labels]) for i in range(accumulate)]
+        known = (ITEMS if score else LABELS)[labels]
+        group = [batch(tasks, SAMPLES, seed=10 * step + i, **known) for i in range(accumulate)]
+        group = [informed(b, seed=step) if score else b for b in group]
         trainer._account(trainer.step([_part(b) for b in group]), accumulate)
         if step == 0:
             whole.balancer.end_epoch()  # so that dynamic weights have a history
@@ -196,6 +227,8 @@ def test_the_comparison_can_fail():
     states = [start[key], *(state[key] for state in found)]
     for i in range(len(states)):
         assert all((states[i] - states[j]).abs().max() > 1e-4 for j in range(i))
+    score, bare = run("fixed", "everywhere", 1, SCORE), run("fixed", "everywhere", 1, dict(SCORE))
+    assert (score[key] - bare[key]).abs().max() > 1e-4  # covariates, groups and penalties do something
 
 
 def test_the_helpers_answer_alike_on_both_ranks(two):

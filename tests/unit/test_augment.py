@@ -42,8 +42,18 @@ APPEARANCE: dict[str, Any] = {
     "erase": {"fraction": 0.3},
     "highlights": {"count": 3, "radius_px": 4.0},
 }
+SCANNER: dict[str, Any] = {
+    "bias_field": {"strength": 0.4},
+    "motion": {"rotate_deg": 10.0, "translate_px": 3.0},
+    "ghosting": {"strength": 0.8},
+    "gibbs": {"alpha": 0.7},
+    "spike": {"strength": 0.5},
+    "rician": {"std": 0.1},
+    "contrast": {"stretch": 0.3, "gamma": 0.5},
+}
 AFFINE = {"rotate_deg": 180, "scale": (0.7, 1.4), "shear": 0.3}
-EVERYTHING = {"geometry": {"flip": True, "rotate90": True, "jitter_px": 3, "affine": AFFINE}, **APPEARANCE}
+EVERYTHING = {"geometry": {"flip": True, "rotate90": True, "jitter_px": 3, "affine": AFFINE}, **APPEARANCE,
+              "mri": SCANNER}  # fmt: skip
 
 # Each key, what it is added to, and a value that must change the output.
 KEYS: dict[str, tuple[dict[str, Any], Any]] = {
@@ -64,6 +74,15 @@ KEYS: dict[str, tuple[dict[str, Any], Any]] = {
         if key not in ("band", "radius_px")
     },
     "highlights.radius_px": ({"highlights": {"count": 1}}, 3.0),
+    **{f"mri.{group}.{key}": ({}, value) for group, tree in SCANNER.items() for key, value in tree.items()},
+    **{f"mri.{group}.probability": ({"mri": {group: tree}}, 0.0) for group, tree in SCANNER.items()},
+    "mri.bias_field.degree": ({"mri": {"bias_field": {"strength": 0.4}}}, 1),
+    "mri.motion.moves": ({"mri": {"motion": {"translate_px": 3}}}, 5),
+    "mri.ghosting.copies": ({"mri": {"ghosting": {"strength": 0.8}}}, [7, 9]),
+    "mri.keep_background": (
+        {"geometry": {"affine": {"scale": (0.1, 0.1), "padding": "zeros"}}, "mri": {"rician": {"std": 0.1}}},
+        True,
+    ),
 }
 
 

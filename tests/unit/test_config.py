@@ -14,9 +14,11 @@ import medmtl
 from medmtl.bundle import ModelSpec, example_input
 from medmtl.config import Config, digest, flatten, load, override, plain, read_yaml, to_yaml, validate
 from medmtl.study import Study
+from medmtl.sweep import read_sweep
 
 ROOT = Path(medmtl.__file__).parent
-CONFIGS = sorted((ROOT.parent / "configs").rglob("*.yaml"))
+SWEEPS = sorted((ROOT.parent / "configs" / "sweeps").glob("*.yaml"))
+CONFIGS = sorted(path for path in (ROOT.parent / "configs").rglob("*.yaml") if path not in SWEEPS)
 STUDY = {
     "name": "tiny",
     "data": {"manifest": "manifest.csv"},
@@ -173,5 +175,13 @@ def test_a_shipped_configuration_is_valid_and_builds_its_model(path):
     assert validate(Study, plain(study), where="x") == study
 
 
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_a_shipped_sweep_makes_studies_that_differ(path, monkeypatch):
+    monkeypatch.chdir(ROOT.parent)
+    _, base, entries = read_sweep(path)
+    assert len({base.sha256, *(entry.study.sha256 for entry in entries)}) >= len(entries)
+    assert len({entry.name for entry in entries}) == len(entries)
+
+
 def test_there_are_configurations_to_check():
-    assert CONFIGS
+    assert CONFIGS and SWEEPS

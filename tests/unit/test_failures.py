@@ -120,6 +120,18 @@ def test_the_effect_is_the_standardised_difference_of_repeated_cases() -> None:
     assert np.isnan(nothing).all(), "no spread, and no rest"
 
 
+def test_a_shown_failure_stands_above_a_small_stratum_with_a_larger_effect_by_chance() -> None:
+    table = study(2, comorbidity=0.9, groups=80)
+    sizes = table["prediction"].sub(table["target"]).abs().groupby(table["group"]).mean().sort_values()
+    odd = [*sizes.index[-4:], sizes.index[0]]  # five patients, four of them the hardest
+    mixed = table.assign(**{"meta.odd": np.where(table["group"].isin(odd), "x", "y")})
+    rows = failure_analysis(mixed, TASKS, CONFIG).rows
+    noisy, shown = (rows[(rows["column"] == name)].set_index("stratum") for name in ("meta.odd", "meta.comorbidity"))
+    assert noisy.loc["x", "verdict"] == "no difference shown" and shown.loc["yes", "verdict"] == "worse"
+    assert noisy.loc["x", "effect"] > shown.loc["yes", "effect"]
+    assert rows.iloc[0]["column"] == "meta.comorbidity" and rows.iloc[0]["verdict"] == "worse"
+
+
 def classified(seed: int = 0, n: int = 240) -> pd.DataFrame:
     """A rare class that is always harder; its share differs between regions, how hard it is does not."""
     rng = np.random.default_rng(seed)

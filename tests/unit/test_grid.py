@@ -9,10 +9,14 @@ from hypothesis import strategies as st
 from laws import refuses
 from monai.data import MetaTensor
 from monai.transforms import Orientation
+from nibabel.nifti1 import header_dtype
 from nibabel.orientations import aff2axcodes
 
 from medmtl.config import validate
 from medmtl.data.grid import PercentileIntensity, RangeIntensity, VolumeGrid
+from medmtl.data.patches import Patches, marks
+from medmtl.data.preprocess import Preprocess
+from medmtl.io.nifti import write_nifti
 from medmtl.io.orient import turn_to
 from medmtl.io.volume import Volume
 
@@ -186,3 +190,101 @@ def test_nibabel_reads_the_native_result_at_its_place(tmp_path):
     here = nib.as_closest_canonical(nib.Nifti1Image(volume.array.astype(np.float32), where))
     np.testing.assert_allclose(there.get_fdata(), here.get_fdata(), atol=1e-6)
     np.testing.assert_allclose(there.affine, here.affine, atol=1e-5)
+
+
+# What training refuses, from the file on
+
+
+def stored(path, array, where=None, **fields):
+    """A NIfTI file with header fields changed behind the writer's back."""
+    content = write_nifti(path, Volume(array, np.eye(4) if where is None else where)).read_bytes()
+    header = np.frombuffer(content[:348], header_dtype).copy()[0]
+    for field, value in fields.items():
+        header[field] = value
+    path.write_bytes(header.tobytes() + content[348:])
+    return path
+
+
+def noise(*shape):
+    return np.random.default_rng(0).random(shape).astype(np.float32)
+
+
+def scaled(size):
+    return np.diag([size, size, size, 1.0])
+
+
+NOT_A_NUMBER = np.where(np.arange(60).reshape(3, 4, 5) == 7, np.nan, noise(3, 4, 5)).astype(np.float32)
+BAD = {
+    "NaN": ({"array": NOT_A_NUMBER}, "E-NII-NAN"),
+    "infinite": ({"array": np.where(np.isnan(NOT_A_NUMBER), np.inf, 1).astype(np.float32)}, "E-NII-NAN"),
+    "all zero": ({"array": np.zeros((3, 4, 5), np.float32)}, "E-NII-CONSTANT"),
+    "metres that are millimetres": ({"array": noise(3, 4, 5), "xyzt_units": 1}, "E-VOL-SPACING"),
+    "millimetres that are metres": ({"array": noise(3, 4, 5), "where": scaled(0.001)}, "E-VOL-SPACING"),
+    "microns that are millimetres": ({"array": noise(3, 4, 5), "xyzt_units": 3}, "E-VOL-SPACING"),
+    "no axis": ({"array": noise(3, 4, 5), "srow_x": [0, 0, 0, 1]}, "E-NII-PLACE"),
+    "determinant zero": ({"array": noise(3, 4, 5), "srow_y": [1, 0, 0, 0]}, "E-NII-PLACE"),
+    "no place": ({"array": noise(3, 4, 5), "sform_code": 0, "qform_code": 0}, "E-VOL-PLACE"),
+    "a series": ({"array": noise(3, 4, 5, 2)}, "E-VOL-DIMENSIONS"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_file_is_refused_by_name_when_training_reads_it(tmp_path, name):
+    fields, code = BAD[name]
+    path = stored(tmp_path / "v.nii", **fields)
+    with np.errstate(all="ignore"):
+        message = refuses(code, lambda: Preprocess(channels=1, volume={}).read(path))
+    assert "—" in message and len(message.split("—")[1]) > 15  # with a remedy
+
+
+def test_resampling_never_asks_for_more_voxels_than_there_is_memory_for():
+    volume = Volume(noise(30, 30, 30), scaled(90.0))
+    refuses("E-VOL-SIZE", lambda: VolumeGrid(spacing_mm=(1.0, 1.0, 1.0)).place(volume), says="2700 x 2700 x 2700")
+    assert VolumeGrid().place(volume).shape == (30, 30, 30)
+
+
+# A mark through the whole of preprocessing and back
+
+
+def part(shape, numerator, denominator):
+    return tuple(numerator * n // denominator for n in shape)
+
+
+HOW = {
+    "window": lambda shape: {"window": part(shape, 3, 4)},
+    "padding": lambda shape: {"window": part(shape, 5, 4), "pad": True},
+    "patches": lambda shape: {"patches": {"size": part(shape, 1, 3)}},
+    "padded patches": lambda shape: {"patches": {"size": part(shape, 6, 5)}},
+}
+
+
+@places
+@pytest.mark.parametrize("odd", [0, 1])
+@pytest.mark.parametrize("how", HOW)
+def test_a_mark_keeps_its_place_through_windows_padding_and_patches(tmp_path, place, odd, how):
+    """Centres of mass, in millimetres: of the mark in the file, and of what comes back from the network's grid."""
+    where, shape = PLACES[place], (48 + odd, 52, 40 + odd)
+    mark = where[:3, :3] @ np.array([23.0, 26.0, 19.0]) + where[:3, 3]
+    path = write_nifti(tmp_path / "v.nii", Volume(blob(where, shape, mark, 2.5).astype(np.float32), where))
+    grid = VolumeGrid(spacing_mm=(1.6, 1.2, 1.3), intensity=RangeIntensity(low=0, high=1))
+    size = grid.place(Volume(np.zeros(shape), where)).shape
+    preprocess = Preprocess.model_validate({"channels": 1, "volume": grid, **HOW[how](size)})
+    native, volume = preprocess.read(path)
+    back = preprocess.restore(preprocess.apply(native), native.shape[1:]).maps
+    found = grid.place(volume).to_native(back)[0].numpy()
+    assert found.shape == shape and np.linalg.norm(centroid_mm(found, where) - mark) < 0.1
+
+
+@places
+def test_a_patch_lies_where_it_was_cut(tmp_path, place):
+    """The centre of mass seen in a patch, at the place of the patch in the grid, is the mark's."""
+    where, shape = PLACES[place], (48, 52, 40)
+    mark = where[:3, :3] @ np.array([23.0, 26.0, 19.0]) + where[:3, 3]
+    image = Volume(blob(where, shape, mark, 2.0).astype(np.float32), where)
+    tensor, grid = VolumeGrid(spacing_mm=(1.6, 1.2, 1.3), intensity=RangeIntensity(low=0, high=1)).image(image)
+    patches = Patches(size=part(grid.shape, 4, 5), foreground=1.0)
+    start = patches.draw(np.random.default_rng(0), grid.shape, marks([(tensor[0] > 0.9).long()]))
+    moved = grid.affine.copy()
+    moved[:3, 3] = grid.affine[:3, :3] @ np.array(start) + grid.affine[:3, 3]
+    patch = patches.around(tensor, start, patches.size)[0].numpy()
+    assert np.linalg.norm(centroid_mm(patch, moved) - mark) < 0.1

@@ -10,7 +10,7 @@ from medmtl.ingest.pool import Lost
 from medmtl.ingest.scan import Index, scan
 from medmtl.ingest.tasks import read_headers
 from medmtl.ingest.walk import walk
-from medmtl.io.dicom.header import read_header
+from medmtl.io.dicom.header import header_of, read_header
 
 
 class _Here:
@@ -52,11 +52,11 @@ def reads(monkeypatch):
     """Paths of the headers that were read."""
     paths = []
 
-    def reading(path, **options):
+    def reading(path, stream, status, **options):
         paths.append(path.name)
-        return read_header(path, **options)
+        return header_of(path, stream, status, **options)
 
-    monkeypatch.setattr(headers, "read_header", reading)
+    monkeypatch.setattr(headers, "header_of", reading)
     return paths
 
 
@@ -147,7 +147,7 @@ def test_a_file_that_cannot_be_opened_is_refused_and_tried_again(source, monkeyp
         raise PermissionError(13, "Permission denied", str(path))
 
     with monkeypatch.context() as patch:
-        patch.setattr(headers, "sniff", closed)
+        patch.setattr(headers, "open_regular", closed)
         found, _ = _scan(source)
     assert found["IM0001.dcm"].code == "E-FILE-OPEN" and found["IM0001.dcm"].what == "Permission denied"
     assert _scan(source)[0]["IM0001.dcm"].header is not None

@@ -130,6 +130,33 @@ def test_classes_that_do_not_occur_are_left_out_of_the_means() -> None:
     assert np.isnan(metrics.multiclass([0], probabilities[:1], np.ones((1, 1)))["cohen_kappa"][0]), "chance is certain"
 
 
+def _anova(y: np.ndarray, p: np.ndarray) -> tuple[float, float, float, float]:
+    """Mean squares between cases, between judges and of the residual, and n, by the two-way table's own sums."""
+    x = np.stack([y, p], axis=1).astype(float)
+    n, k = x.shape
+    grand, cases, judges = x.mean(), x.mean(axis=1, keepdims=True), x.mean(axis=0, keepdims=True)
+    B = k * ((cases - grand) ** 2).sum() / (n - 1)
+    J = n * ((judges - grand) ** 2).sum() / (k - 1)
+    return B, J, ((x - cases - judges + grand) ** 2).sum() / ((n - 1) * (k - 1)), n
+
+
+def _icc_2_1(y: np.ndarray, p: np.ndarray) -> float:
+    B, J, E, n = _anova(y, p)
+    return (B - E) / (B + E + 2 * (J - E) / n)
+
+
+def _icc_3_1(y: np.ndarray, p: np.ndarray) -> float:
+    B, _, E, _ = _anova(y, p)
+    return (B - E) / (B + E)
+
+
+AGREEMENT: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+    "icc_agreement": _icc_2_1,
+    "icc_consistency": _icc_3_1,
+    "bias": lambda y, p: np.mean(p - y),
+    "loa_low": lambda y, p: np.mean(p - y) - 1.96 * np.std(p - y, ddof=1),
+    "loa_high": lambda y, p: np.mean(p - y) + 1.96 * np.std(p - y, ddof=1),
+}
 VALUE = np.round(RNG.normal(30, 8, N))
 PREDICTED = np.round(VALUE * 0.6 + RNG.normal(10, 5, N))
 REGRESSION: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
@@ -138,6 +165,7 @@ REGRESSION: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "r2": sk.r2_score,
     "pearson": lambda y, p: scipy_stats.pearsonr(y, p).statistic,
     "spearman": lambda y, p: scipy_stats.spearmanr(y, p).statistic,
+    **AGREEMENT,
 }
 
 
@@ -159,6 +187,7 @@ ORDINAL: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "accuracy": lambda y, p: sk.accuracy_score(y, p.round().astype(int)),
     "balanced_accuracy": lambda y, p: sk.balanced_accuracy_score(y, p.round().astype(int)),
     "spearman": lambda y, p: scipy_stats.spearmanr(y, p).statistic,
+    **{name: lambda y, p, oracle=oracle: oracle(y, p.round()) for name, oracle in AGREEMENT.items()},
 }
 
 
@@ -170,6 +199,43 @@ def test_ordinal_metrics_equal_scikit_learn_on_repeated_samples() -> None:
         y, p = _repeated(row, LEVEL, EXPECTED)
         for name, oracle in ORDINAL.items():
             assert ours[name][row] == pytest.approx(oracle(y, p), abs=1e-9), (name, row)
+
+
+def test_intraclass_correlations_of_the_table_of_shrout_and_fleiss() -> None:
+    """Six targets by four judges, Psychol. Bull. 86, 1979, table 2; the paper's coefficients have two digits.
+
+    ICC(2,1) = (11.24 - 1.02) / (11.24 + 3 * 1.02 + 4 (32.49 - 1.02) / 6), ICC(3,1) = 10.22 / 14.30.
+    """
+    table = [[9, 2, 5, 8], [6, 1, 3, 2], [8, 4, 6, 8], [7, 1, 2, 6], [10, 5, 6, 9], [6, 2, 4, 7]]
+    ours = metrics.intraclass(table, np.array([np.ones(6), np.full(6, 2.0)]))
+    assert (round(ours["icc_agreement"][0], 2), round(ours["icc_consistency"][0], 2)) == (0.29, 0.71)
+    assert ours["icc_agreement"][0] == pytest.approx(0.2898, abs=1e-4)
+    assert ours["icc_consistency"][0] == pytest.approx(0.7148, abs=1e-4)
+    twice = metrics.intraclass([*table, *table], np.ones((1, 12)))
+    assert ours["icc_agreement"][1] == pytest.approx(twice["icc_agreement"][0])
+
+
+def test_a_shift_is_disagreement_but_no_inconsistency_and_a_constant_agrees_with_nobody() -> None:
+    ones = np.ones((1, N))
+    ours = metrics.regression(VALUE, VALUE + 10, ones)
+    assert ours["icc_consistency"][0] == pytest.approx(1) and ours["icc_agreement"][0] < 0.7
+    assert (ours["bias"][0], ours["loa_low"][0], ours["loa_high"][0]) == pytest.approx((10, 10, 10))
+    far = metrics.regression(VALUE + 1e7, PREDICTED + 1e7, ones)
+    near = metrics.regression(VALUE, PREDICTED, ones)
+    for name in AGREEMENT:
+        assert far[name][0] == pytest.approx(near[name][0], abs=1e-6), name
+    mean = metrics.regression(VALUE, np.full(N, VALUE.mean()), ones)
+    assert abs(mean["icc_consistency"][0]) < 0.01
+    flat = metrics.regression([0.1, 0.1, 0.1], [1.0, 2.0, 4.0], np.ones((1, 3)))
+    assert np.isnan(flat["icc_agreement"][0]) and flat["bias"][0] == pytest.approx(7 / 3 - 0.1)
+    one = metrics.regression([3.0], [5.0], np.ones((1, 1)))
+    assert one["bias"][0] == 2 and np.isnan(one["loa_low"][0]) and np.isnan(one["icc_agreement"][0])
+
+
+def test_a_signed_metric_is_better_near_zero() -> None:
+    assert metrics.is_better("bias", 0.1, -0.5) and metrics.is_better("bias", -0.1, 0.5)
+    assert not metrics.is_better("bias", -2.0, 1.0)
+    assert [metrics.describe(name).arrow for name in ("bias", "mae", "icc_agreement")] == ["→ 0", "↓", "↑"]
 
 
 def test_quadratic_kappa_of_constants_is_0_or_undefined() -> None:
@@ -209,6 +275,8 @@ def test_nothing_at_all_is_nan_and_not_a_crash() -> None:
             metrics.binary(empty, empty, 0.5, weights),
             metrics.multiclass(empty, np.zeros((0, 3)), weights),
             metrics.regression(empty, empty, weights),
+            metrics.ordinal(empty, empty, empty, weights),
+            metrics.intraclass(np.zeros((0, 2)), weights),
         ]
     assert all(np.isnan(value).all() for group in found for value in group.values())
 

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 import medmtl
 from medmtl.bundle import ModelSpec, load_bundle, save_bundle
 from medmtl.config import validate
-from medmtl.engine.mlflow import Tracker, TrackingConfig, mlflow, sync_folder
+from medmtl.engine.mlflow import Tracker, TrackingConfig, mlflow, nest, sync_folder
 from medmtl.engine.pyfunc_model import checked
 from medmtl.engine.spool import SPOOL
 from medmtl.errors import EnvironmentFailure, TrainingInterrupted, UserError
@@ -342,3 +342,15 @@ def test_a_bundle_comes_back_as_a_model_without_pickle(config, tmp_path, monkeyp
     written = next(path for path in stored if path.name == "MLmodel").read_text().splitlines()
     assert not [line for line in written if "/tmp" in line and not line.startswith("artifact_path:")]
     _assert_nobody(config)
+
+
+def test_a_run_is_nested_at_its_start_or_later_and_a_dead_store_stops_nothing(config, tmp_path, caplog):
+    with _open(config, tmp_path / "parent") as parent, _open(config, tmp_path / "a", parent=parent.run_id) as child:
+        pass
+    with _open(config, tmp_path / "b") as later:
+        pass
+    nest(config, later.run_id, parent.run_id)
+    tags = [_client(config).get_run(run.run_id).data.tags for run in (child, later, parent)]
+    assert [of.get("mlflow.parentRunId") for of in tags] == [parent.run_id, parent.run_id, None]
+    nest(config, "0" * 32, parent.run_id)
+    assert "0" * 32 in caplog.text

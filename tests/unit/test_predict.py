@@ -22,9 +22,10 @@ import medmtl
 from medmtl import bundle as bundles
 from medmtl.bundle import ModelSpec, save_bundle
 from medmtl.errors import EnvironmentFailure, TrainingInterrupted, UserError
-from medmtl.inference import pipeline, work
+from medmtl.inference import forward, pipeline, reading
 from medmtl.inference.ledger import read_ledger
 from medmtl.inference.pipeline import Job, Summary, predict
+from medmtl.inference.writers import overlay as overlays
 from medmtl.inference.writers.overlay import colour, outline, overlay
 from medmtl.inference.writers.table import cell
 from medmtl.io.raster import read_mask, write_png
@@ -91,9 +92,8 @@ def _table(path: Path) -> dict[str, dict[str, str]]:
 
 def _results(out: Path) -> dict[str, bytes]:
     """Every file of a job but those that tell the time."""
-    files = (
-        path for path in out.rglob("*") if path.is_file() and path.name not in (".lock", "cases.jsonl", "summary.json")
-    )
+    timed = (".lock", "cases.jsonl", "manifest.json", "summary.md")
+    files = (path for path in out.rglob("*") if path.is_file() and path.name not in timed)
     return {str(path.relative_to(out)): path.read_bytes() for path in files}
 
 
@@ -139,14 +139,13 @@ def test_every_image_is_a_row_and_bad_ones_say_why(mixed: tuple[Summary, Path]) 
     assert (summary.total, summary.ok, summary.failed, summary.ignored, summary.exit_code) == (15, 9, 6, 1, 3)
     rows, errors = _table(out / "predictions.csv"), _table(out / "errors.csv")
     kinds = {
-        "EMPTY": "empty",
         "DAMAGED": "cut",
-        "FORMAT": "text",
         "ALPHA": "glass",
         "COLOUR": "grey",
         "SMALL": "small",
     }
     bad = {f"{name}.png": f"E-IMG-{kind}" for kind, name in kinds.items()}
+    bad |= {"empty.png": "E-FILE-EMPTY", "text.png": "E-FILE-CONTENT"}  # by their first bytes, before being opened
     assert {name: row["code"] for name, row in errors.items()} == bad
     assert all(row["message"] and row["remedy"] for row in errors.values())
     assert {name for name, row in rows.items() if row["status"] == "failed"} == set(bad)
@@ -160,7 +159,8 @@ def test_cells_are_those_of_the_tasks(mixed: tuple[Summary, Path], bundle: Path)
     rows = _table(out / "predictions.csv")
     assert list(rows["0.png"]) == [
         "image", "status", "grade.label", "grade.p.low", "grade.p.high", "age.value", "age.unit",
-        "gland.fraction.gland", "gland.fraction.lumen", "gland.mask", "bundle", "warnings",
+        "gland.fraction.gland", "gland.fraction.lumen", "gland.mask", "gate", "gate.reason", "refer_to_reader",
+        "refer.reason", "bundle", "warnings",
     ]  # fmt: skip
     loaded = bundles.load_bundle(bundle)
     image = torch.from_numpy(_pixels(0, 32, 40)).permute(2, 0, 1) / 255
@@ -189,21 +189,28 @@ def test_warnings_masks_overlays_and_the_summary(mixed: tuple[Summary, Path]) ->
     assert len(list((out / "masks").rglob("*.png"))) == len(list((out / "overlays").rglob("*.png"))) == 9
     with Image.open(out / "overlays" / "gland" / "photo.JPG.png") as image:
         assert image.size == (33, 48)
-    told = json.loads((out / "summary.json").read_text())
-    assert told["counts"] == {"total": 15, "ok": 9, "failed": 6, "skipped": 0, "resumed": 0}
-    assert told["ignored"] == {".txt": 1}
-    assert set(told["seconds"]) == {"read", "forward", "write", "total"}
+    told = json.loads((out / "manifest.json").read_text())
+    assert told["counts"] == {"total": 15, "ok": 9, "failed": 6, "skipped": 0, "resumed": 0, "referred": 6}
+    assert told["files"] == {"seen": 15, "ignored": {".txt": 1}}  # two pages are one file
+    assert set(told["inputs"]) == {row.removeprefix("'") for row in rows}
+    assert told["inputs"]["empty.png"] == "E-FILE-EMPTY"
+    assert set(told["seconds"]) == {"find", "read", "forward", "write", "total"}
+    assert list(told["seconds_per_image"]) == [f"1 {told['bundles'][0]}"]
     assert told["colours"]["gland"] == {"gland": "#e69f00", "lumen": "#56b4e9"}
     assert "research use only" in told["use"]
-    assert summary.paths["summary"] == out / "summary.json"
+    page = summary.paths["summary"].read_text()
+    assert "9 of 15 inputs have a result, 6 failed" in page
+    assert "| E-IMG-ALPHA | 1 | flatten it on the background that you mean |" in page
     assert not [path for path in out.rglob(".*") if path.name != ".lock"]
 
 
 def test_no_line_holds_more_than_relative_paths(mixed: tuple[Summary, Path]) -> None:
     _, out = mixed
-    for name in ("cases.jsonl", "predictions.csv", "errors.csv", "summary.json"):
+    for name in ("cases.jsonl", "predictions.csv", "errors.csv", "summary.md", "manifest.json", "sources.private.csv"):
         assert str(out.parent) not in (out / name).read_text()
-    assert all(entry.sha256 for entry in read_ledger(out / "cases.jsonl"))
+    refused = ("empty.png", "text.png")  # never opened
+    assert all(entry.sha256 for entry in read_ledger(out / "cases.jsonl") if entry.id not in refused)
+    assert (out / "sources.private.csv").stat().st_mode & 0o777 == 0o600
 
 
 # ---- the same result whatever the batches
@@ -239,7 +246,7 @@ def test_images_of_one_shape_go_through_together(free: Path, tmp_path: Path, mon
     sizes = _decoding(monkeypatch, lambda call, image: None)
     _run(free, tmp_path / "in", tmp_path / "out", batch_size=5)
     assert sizes == [2, 3]
-    monkeypatch.setattr(work, "_MAX_VALUES", 2 * 3 * 32 * 33)
+    monkeypatch.setattr(forward, "_MAX_VALUES", 2 * 3 * 32 * 33)
     _run(free, tmp_path / "in", tmp_path / "less", batch_size=5)
     assert sizes[2:] == [2, 2, 1]
 
@@ -314,7 +321,7 @@ from medmtl.predictor import Predictor
 real, calls = Predictor.decode, []
 def decode(self, image):
     calls.append(1)
-    if len(calls) == 2:
+    if len(calls) == 3:
         os.kill(os.getpid(), signal.SIGKILL)
     return real(self, image)
 Predictor.decode = decode
@@ -328,7 +335,7 @@ def test_a_killed_job_goes_on(bundle: Path, whole: tuple[Path, dict[str, bytes]]
     env = {**os.environ, "PYTHONPATH": str(Path(medmtl.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", KILLED, str(bundle), str(source), str(tmp_path / "out")]
     assert subprocess.run(command, env=env, capture_output=True, check=False).returncode == -signal.SIGKILL
-    assert len(read_ledger(tmp_path / "out" / "cases.jsonl")) == 3
+    assert len(read_ledger(tmp_path / "out" / "cases.jsonl")) == 3  # the second batch was still being written
     (tmp_path / "out" / "masks" / "gland" / ".0.png.png.abc.tmp.png").write_bytes(b"half")
     assert _run(bundle, source, tmp_path / "out").resumed == 3
     assert _results(tmp_path / "out") == expected
@@ -348,7 +355,7 @@ def test_a_signal_ends_the_batch_and_then_the_job(
     assert caught.value.exit_code == code
     assert signal.getsignal(number) == handler
     assert len(read_ledger(tmp_path / "out" / "cases.jsonl")) == 6
-    assert not (tmp_path / "out" / "summary.json").exists()
+    assert not (tmp_path / "out" / "manifest.json").exists()
     assert _run(bundle, source, tmp_path / "out").resumed == 5
     assert _results(tmp_path / "out") == expected
 
@@ -381,9 +388,9 @@ def test_another_bundle_or_settings_need_overwrite(bundle: Path, tmp_path: Path)
         with pytest.raises(UserError, match=r"E-PRE-OUT.*--overwrite"):
             predict(job, console=QUIET)
     assert _results(out) == before
-    assert (out / "summary.json").exists()
+    assert (out / "manifest.json").exists()
     assert _run(other, source, out, overwrite=True).resumed == 0
-    assert sorted(_results(out)) == ["errors.csv", "mine.txt", "predictions.csv"]
+    assert sorted(_results(out)) == ["errors.csv", "mine.txt", "predictions.csv", "sources.private.csv"]
 
 
 def test_overwrite_is_the_remedy_for_a_damaged_ledger(bundle: Path, tmp_path: Path) -> None:
@@ -493,22 +500,30 @@ def test_a_full_disk_is_the_machines_fault(bundle: Path, tmp_path: Path, monkeyp
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(work, "write_mask", full)
+        patch.setattr(overlays, "write_mask", full)
         with pytest.raises(EnvironmentFailure, match="E-DISK"):
             _run(bundle, source, tmp_path / "out")
     assert _run(bundle, source, tmp_path / "out").exit_code == 0
 
 
-def test_a_name_that_no_output_can_have_fails_its_image(bundle: Path, tmp_path: Path) -> None:
+def test_names_that_no_output_can_have_are_changed(bundle: Path, tmp_path: Path) -> None:
     source = _good(tmp_path / "in", 1)
-    write_png(source / "a.png", _pixels(1, 32, 32)).rename(source / f"{'x' * 250}.png")
+    long = f"{'x' * 250}.png"
+    write_png(source / "a.png", _pixels(1, 32, 32)).rename(source / long)
     write_png(source / "0.png.png" / "inner.png", _pixels(1, 32, 32))  # 0.png's mask is 0.png.png
-    odd = os.fsdecode(b"odd\xff.png")
-    write_png(source / "b.png", _pixels(1, 32, 32)).rename(source / odd)
-    assert _run(bundle, source, tmp_path / "out").exit_code == 3
-    errors = _table(tmp_path / "out" / "errors.csv")
-    assert [row["code"] for row in errors.values()] == ["E-PRE-NAME", "E-SEC-PATH"]
-    assert _table(tmp_path / "out" / "predictions.csv")["odd\\udcff.png"]["status"] == "ok"
+    write_png(source / "b.png", _pixels(1, 32, 32)).rename(source / os.fsdecode(b"odd\xff.png"))
+    write_png(source / "c" / "a:b.png", _pixels(1, 32, 32))
+    write_png(source / "C" / "d.png", _pixels(1, 32, 32))
+    write_png(source / "c" / "D.png", _pixels(2, 32, 32))
+    assert _run(bundle, source, tmp_path / "out").exit_code == 0
+    rows = _table(tmp_path / "out" / "predictions.csv")
+    masks = {name: row["gland.mask"].removeprefix("masks/gland/") for name, row in rows.items()}
+    assert masks["0.png.png/inner.png"] == "0.png.png_/inner.png.png"
+    assert masks[long].startswith("x" * 120 + "~")
+    assert masks["odd\\udcff.png"].startswith("odd_.png~")
+    assert masks["c/a:b.png"].startswith("c/a_b.png~")
+    assert {name.lower().partition("~")[0] for name in (masks["C/d.png"], masks["c/D.png"])} == {"c/d.png"}
+    assert len({name.casefold() for name in masks.values()}) == len(rows) == 7
 
 
 def test_a_source_that_vanishes_fails_the_images_that_are_left(
@@ -543,14 +558,14 @@ def test_nothing_usable(bundle: Path, tmp_path: Path, files: dict[str, bytes]) -
 
 
 def test_a_file_that_changes_while_it_is_read(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source, real = _good(tmp_path / "in", 1), work.read_image
+    source, real = _good(tmp_path / "in", 1), reading.read_image
 
     def slow(path: Path, **more: Any) -> np.ndarray:
         pixels = real(path, **more)
         os.utime(path, ns=(1, 1))
         return pixels
 
-    monkeypatch.setattr(work, "read_image", slow)
+    monkeypatch.setattr(reading, "read_image", slow)
     assert _run(bundle, source, tmp_path / "out").exit_code == 4
     assert _table(tmp_path / "out" / "errors.csv")["0.png"]["code"] == "E-PRE-CHANGED"
 

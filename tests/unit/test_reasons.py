@@ -11,7 +11,7 @@ from medmtl.errors import SafetyRefusal, UserError
 from medmtl.io.reasons import REMEDY, as_markdown, refusal
 
 ROOT = Path(medmtl.__file__).parent
-CODE = re.compile(r"[EWRI]-(FILE|SEC|NOT|DCM|NII|MASK|DEID|ING|RAS|IMG)-[A-Z0-9-]+")
+CODE = re.compile(r"[EWRI]-(FILE|SEC|NOT|DCM|NII|MASK|SEG|DEID|ING|RAS|IMG)-[A-Z0-9-]+")
 ROOMS = [*sorted((ROOT / "io" / "dicom").glob("*.py")), *sorted((ROOT / "ingest").glob("*.py"))]
 
 

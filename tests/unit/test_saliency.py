@@ -7,6 +7,7 @@ from laws import TASKS
 from torch import Tensor, nn
 
 from medmtl.bundle import ModelSpec
+from medmtl.data.preprocess import Preprocess
 from medmtl.inference.saliency import saliency
 from medmtl.predictor import Predictor
 from medmtl.tasks.ordinal import Ordinal
@@ -19,7 +20,7 @@ KINDS = ("graded", "score", "mse", "mask")
 class Corner(nn.Module):
     """Answers every task from the upper left quarter of the image alone (a mask: from each pixel of it)."""
 
-    def forward(self, image: Tensor) -> dict[str, Tensor]:
+    def forward(self, image: Tensor, covariates: Tensor | None = None) -> dict[str, Tensor]:
         seen = torch.zeros_like(image[0, 0])
         seen[:16, :16] = 1
         map_BHW = (image * seen).sum(1)
@@ -37,7 +38,7 @@ def _predictor(model: nn.Module) -> Predictor:
     tasks = {name: TASKS[name] for name in KINDS}
     assert isinstance(tasks["score"], Ordinal) and isinstance(tasks["mse"], Regression)
     assert isinstance(tasks["mask"], Segmentation)
-    spec = ModelSpec.model_construct(tasks=tasks, views="identity")
+    spec = ModelSpec.model_construct(preprocess=Preprocess(), tasks=tasks, views="identity")
     return Predictor(model, spec)
 
 
@@ -54,7 +55,7 @@ def test_it_lies_where_the_model_looks_and_is_the_same_again(task: str) -> None:
 
 def test_a_model_that_looks_nowhere_has_an_empty_map() -> None:
     class Blind(Corner):
-        def forward(self, image: Tensor) -> dict[str, Tensor]:
+        def forward(self, image: Tensor, covariates: Tensor | None = None) -> dict[str, Tensor]:
             return super().forward(0 * image)
 
     assert not saliency(_predictor(Blind()), torch.rand(3, 32, 32), "graded").any()

@@ -179,7 +179,7 @@ def test_prediction_of_a_folder(place: Path, capsys: pytest.CaptureFixture[str])
     assert table["atypical.p.atypical"].between(0, 1).all()
     (scans / "broken.png").write_bytes(b"")
     assert cli.run(["predict", str(bundle), str(scans), str(place / "out")]) == 3
-    assert "5 of 6 images" in capsys.readouterr().out
+    assert "5 of 6 inputs" in capsys.readouterr().out
     assert "broken" in (place / "out" / "errors.csv").read_text()
 
 

@@ -1,6 +1,7 @@
 """A study of volumes through the whole house: NIfTI files and masks, training, evaluation, the bundle, bad input."""
 
 import json
+import shutil
 
 import mlflow.pyfunc
 import numpy as np
@@ -16,7 +17,8 @@ from medmtl.config import load
 from medmtl.data.case import Case, write_manifest
 from medmtl.data.loader import CaseDataset
 from medmtl.data.preprocess import ForegroundNormalise, Preprocess
-from medmtl.io.nifti import write_nifti
+from medmtl.inference.explain import ExplainJob, explain
+from medmtl.io.nifti import read_nifti, write_nifti
 from medmtl.io.volume import Volume
 from medmtl.predictor import Predictor
 from medmtl.study import Study, prepare
@@ -113,8 +115,13 @@ def test_a_study_of_volumes_from_files_to_a_report(folder, tmp_path, capsys):
 
     scans = tmp_path / "scans"
     scans.mkdir()
-    assert cli.run(["predict", str(run / "bundle"), str(scans), str(tmp_path / "out")]) == 2
-    assert "E-PRE-VOLUME" in capsys.readouterr().err
+    for case in prepared.split.test:
+        shutil.copy(prepared.manifest.path(case.image), scans / f"{case.case_id}.nii.gz")
+    assert cli.run(["predict", str(run / "bundle"), str(scans), str(tmp_path / "out"), "--device", "cpu"]) == 0
+    found = pd.read_csv(tmp_path / "out/predictions.csv").set_index("image")["size.value"]
+    sizes = before[before["task"] == "size"].set_index("case_id")["prediction"]
+    for case, value in sizes.items():  # what the study's own evaluation says of the same file
+        assert found[f"{case}.nii.gz"] == pytest.approx(value, abs=1e-4)
 
 
 @pytest.mark.slow
@@ -124,6 +131,33 @@ def test_other_encoders_train_and_evaluate(folder, tmp_path, encoder):
     settings = ["tracking.enabled=false", "optim.epochs=1", "evaluation.resamples=100"]
     assert cli.run(["train", str(file), "--runs", str(tmp_path / "runs"), *settings]) == 0
     assert cli.run(["evaluate", str(next((tmp_path / "runs").iterdir()))]) == 0
+
+
+@pytest.mark.slow
+def test_patches_learn_a_mask_and_are_explained(folder, tmp_path):
+    """A network that sees 12 x 16 x 16 voxels at a time, with artefacts of MR, finds the ball in whole volumes."""
+    preprocess = {key: value for key, value in STUDY["preprocess"].items() if key not in ("window", "pad")}
+    changes = {
+        "preprocess": {**preprocess, "patches": {"size": [12, 16, 16], "foreground": 0.6}},
+        "augment": {
+            "geometry": {"flip": "last", "affine": {"probability": 0.3, "rotate_deg": 10}},
+            "mri": {"bias_field": {"strength": 0.2, "probability": 0.5}, "rician": {"std": 0.03, "probability": 0.5}},
+        },
+        "tasks": {name: STUDY["tasks"][name] for name in ("size", "ball")},
+        "optim": {**STUDY["optim"], "epochs": 16},
+    }
+    file = study_file(folder, tmp_path, "slices", **changes)
+    settings = ["tracking.enabled=false", "evaluation.resamples=100", "evaluation.gallery=2"]
+    assert cli.run(["train", str(file), "--runs", str(tmp_path / "runs"), *settings]) == 0
+    run = next((tmp_path / "runs").iterdir())
+    assert cli.run(["evaluate", str(run)]) == 0
+    result = json.loads((run / "evaluation/evaluation.json").read_text())["tasks"]
+    assert result["ball"]["overall"]["dice.ball"]["value"] > 0.5
+    done = explain(ExplainJob(run / "bundle", (folder / "images/v47.nii.gz",), tmp_path / "out", tasks=("ball",)))
+    assert done.exit_code == 0
+    salient = read_nifti(tmp_path / "out/v47/ball.saliency.nii.gz").array
+    ball = read_nifti(folder / "masks/v47.nii.gz", labels=True).array > 0
+    assert salient.shape == ball.shape and salient[ball].mean() > 2 * salient[~ball].mean()
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,9 @@ apart.
 
 from matplotlib.figure import Figure
 
+from medmtl.evaluation.plots.agreement import agreement
 from medmtl.evaluation.plots.canvas import BLUE, PALETTE, placeholder, render, save
-from medmtl.evaluation.plots.cases import agreement, mask_distribution, worst_errors
+from medmtl.evaluation.plots.cases import mask_distribution, worst_errors
 from medmtl.evaluation.plots.classification import calibration, confusion, precision_recall, roc
 from medmtl.evaluation.plots.intervals import comparison_figure, domain_bars
 from medmtl.evaluation.plots.levels import level_errors

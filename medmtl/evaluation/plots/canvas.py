@@ -3,7 +3,7 @@
 import io
 import math
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 from matplotlib import rc_context
@@ -146,3 +146,8 @@ def style_axes(axes: Axes) -> None:
 def axis_label(label: str, unit: str) -> str:
     """``label (unit)``, or the label alone where there is no unit."""
     return f"{label} ({unit})" if unit else label
+
+
+def dots(count: int) -> dict[str, Any]:
+    """How a scatter's dots stay visible when there are few and do not merge when there are many."""
+    return {"s": 20 if count < 300 else 9, "alpha": 0.65 if count < 300 else 0.4, "linewidths": 0, "zorder": 3}

@@ -28,12 +28,12 @@ class Evidence:
 
 
 def strata_forest(rows: pd.DataFrame, *, title: str) -> Figure:
-    """The standardised effect of each stratum of one task with its interval, the largest first."""
+    """The standardised effect of each stratum of one task with its interval, in the order of ``rows``."""
     tested = rows[rows["effect"].notna()]
     if tested.empty:
         return placeholder(title, "no stratum has enough cases")
     shown = tested.head(_ROWS)
-    heading = title if len(shown) == len(tested) else f"{title}\nthe {_ROWS} largest of {len(tested)} effects"
+    heading = title if len(shown) == len(tested) else f"{title}\nthe first {_ROWS} of {len(tested)} effects"
     figure, axes = single_panel(heading, width=7.6, height=1.6 + 0.3 * len(shown))
     axes.grid(visible=False, axis="y")
     axes.axvline(0, color="#111827", lw=1)

@@ -18,27 +18,33 @@ from medmtl.tasks.segmentation import Segmentation
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "'")  # the last one so that escaping can be undone
 
 
-def columns(tasks: Mapping[str, AnyTask]) -> tuple[str, ...]:
-    """The columns of ``predictions.csv``."""
+def columns(tasks: Mapping[str, AnyTask], *, volumes: bool = False, bundles: int = 1) -> tuple[str, ...]:
+    """The columns of ``predictions.csv``; of volumes with millilitres, of several bundles with their spread."""
     return (
         "image",
         "status",
-        *(column for name, task in tasks.items() for column in _of(name, task)),
+        *(column for name, task in tasks.items() for column in _of(name, task, volumes, bundles)),
+        "gate",
+        "gate.reason",
+        "refer_to_reader",
+        "refer.reason",
         "bundle",
         "warnings",
     )
 
 
-def _of(name: str, task: AnyTask) -> list[str]:
+def _of(name: str, task: AnyTask, volumes: bool, bundles: int) -> list[str]:
+    spread = [f"{name}.spread"] if bundles > 1 else []
     match task:
         case ClassificationBase():
-            return [f"{name}.label", *(f"{name}.p.{label}" for label in task.classes)]
+            return [f"{name}.label", *(f"{name}.p.{label}" for label in task.classes), *spread]
         case Ordinal():
-            return [f"{name}.level", f"{name}.expected", *(f"{name}.p.{level}" for level in task.levels)]
+            return [f"{name}.level", f"{name}.expected", *(f"{name}.p.{level}" for level in task.levels), *spread]
         case Regression():
-            return [f"{name}.value", f"{name}.unit"]
+            return [f"{name}.value", f"{name}.unit", *spread]
         case Segmentation():
-            return [*(f"{name}.fraction.{label}" for label in task.classes[1:]), f"{name}.mask"]
+            sizes = [f"{name}.ml.{label}" for label in task.classes[1:]] if volumes else []
+            return [*(f"{name}.fraction.{label}" for label in task.classes[1:]), *sizes, *spread, f"{name}.mask"]
     raise AssertionError(f"no columns for a task of kind {task.kind}")
 
 
@@ -55,19 +61,19 @@ def global_cells(name: str, task: AnyTask, decoded: Tensor) -> dict[str, Cell]:
     return {f"{name}.label": row["predicted_label"], **probabilities}
 
 
-def write_predictions(path: Path, entries: Iterable[Entry], tasks: Mapping[str, AnyTask]) -> Path:
-    """One row per image, in the order given; the cells of an image without result are empty."""
+def write_predictions(path: Path, entries: Iterable[Entry], header: Sequence[str]) -> Path:
+    """One row per image, in the order given. An image without result has empty cells, and is referred to a reader."""
     rows = (
         {
             "image": entry.id,
             "status": entry.status,
-            **entry.cells,
+            **(entry.cells if entry.status == "ok" else {"refer_to_reader": "true", "refer.reason": entry.code}),
             "bundle": entry.bundle,
             "warnings": "; ".join(entry.warnings),
         }
         for entry in entries
     )
-    return _write(path, columns(tasks), rows)
+    return _write(path, header, rows)
 
 
 def write_errors(path: Path, entries: Iterable[Entry]) -> Path:

@@ -22,10 +22,10 @@ import medmtl
 from medmtl.io.deidentify import csa, private
 from medmtl.io.deidentify.dates import capped_age
 from medmtl.io.deidentify.elements import charset_of, fits, level, plain, syntax_of, vr_of
-from medmtl.io.deidentify.profile import BINARY, CODE_TEXT, PUBLIC_SCHEMES, TYPE_UIDS, Action, Options, rule, wordless
+from medmtl.io.deidentify.profile import BINARY, CODE_TEXT, TYPE_UIDS, Action, Options, rule, wordless
 from medmtl.io.deidentify.pseudonyms import Pseudonyms, Subject
 from medmtl.io.deidentify.scrub import Scrub
-from medmtl.io.deidentify.vocabulary import clean
+from medmtl.io.deidentify.vocabulary import PUBLIC_SCHEMES, clean
 from medmtl.io.reasons import refusal
 
 IMPLEMENTATION_UID = "2.25.226387428961531346158296432174063120193"  # chosen once, at random (PS3.5 B.2)

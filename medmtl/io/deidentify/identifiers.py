@@ -25,9 +25,10 @@ from medmtl.io.deidentify import private
 from medmtl.io.deidentify.dataset import subject_of
 from medmtl.io.deidentify.dates import EARLIEST, parse_date, shifted_date
 from medmtl.io.deidentify.elements import level, plain, vr_of
-from medmtl.io.deidentify.profile import CODE_TEXT, PUBLIC_SCHEMES, TYPE_UIDS, Action, Options, rule
+from medmtl.io.deidentify.profile import CODE_TEXT, TYPE_UIDS, Action, Options, rule
 from medmtl.io.deidentify.pseudonyms import Pseudonyms
 from medmtl.io.deidentify.search import SHORTEST
+from medmtl.io.deidentify.vocabulary import PUBLIC_SCHEMES
 from medmtl.io.deidentify.words import WORD, common, folded, own_words
 
 _DATES = re.compile(

@@ -123,10 +123,6 @@ BINARY = _tags(
     SegmentedBluePaletteColorLookupTableData LUTData ICCProfile ExtendedOffsetTable ExtendedOffsetTableLengths
     PointCoordinatesData VectorGridData LongPrimitivePointIndexList"""
 )
-PUBLIC_SCHEMES = frozenset({
-    "DCM", "SCT", "SRT", "SNM3", "99SDM", "UCUM", "LN", "RADLEX", "FMA", "NCIT", "MA", "UMLS", "ICDO3", "I9C", "I10",
-    "C4", "CPT", "MSH", "NEU", "NYUMCCG", "BARI", "RXNORM", "ITIS_TSN", "IBSI", "ISO3166_1", "UNS", "PUBCHEM_CID",
-})  # fmt: skip
 
 
 def _tables() -> dict[int, Action]:

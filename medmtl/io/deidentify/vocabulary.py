@@ -46,6 +46,11 @@ SAFE = frozenset(
     carestream shimadzu samsung elscint picker varian elekta bruker uih united
     """.split()  # noqa: SIM905  a list of 500 quoted words is no easier to read
 )
+# Coding schemes whose values and meanings are published, so that they say nothing about a person (PS3.16 table 8-1).
+PUBLIC_SCHEMES = frozenset({
+    "DCM", "SCT", "SRT", "SNM3", "99SDM", "UCUM", "LN", "RADLEX", "FMA", "NCIT", "MA", "UMLS", "ICDO3", "I9C", "I10",
+    "C4", "CPT", "MSH", "NEU", "NYUMCCG", "BARI", "RXNORM", "ITIS_TSN", "IBSI", "ISO3166_1", "UNS", "PUBCHEM_CID",
+})  # fmt: skip
 _UNITS = r"(?:mm|cm|ms|s|sec|min|kv|kvp|ma|mas|t|deg|hz|w|d|x|ch|mhz)"
 _NUMBER = re.compile(rf"\d{{1,3}}{_UNITS}?|(?:b|te|tr|ti|ph|echo|phase|br|hr|qr|t|e|d)\d{{1,4}}")
 _WORD = re.compile(r"[^\W_]+")

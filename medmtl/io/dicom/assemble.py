@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from medmtl.io.dicom.geometry import Axes, Shift, Spacing, affine_of, axes_of, shift_of, spacing_of
+from medmtl.io.dicom.neighbours import neighbours
 from medmtl.io.dicom.pixelsize import is_colour, itemsize_of
 from medmtl.io.dicom.record import Frame, Header
 from medmtl.io.dicom.separate import CONTRASTS, TEMPORAL, TIME, Part, Placed, Split, separate
@@ -76,7 +77,7 @@ def _volume(parts: Sequence[Part], axes: Axes, spacing: tuple[float, float], pol
     else:
         found = spacing_of(depths, policy)
         shift = shift_of(positions, depths, axes)
-        if problem := _grid_problem(slices, found, shift, policy):
+        if problem := _grid_problem(slices, neighbours(first, depths, found.step_mm), found, shift, policy):
             return problem
         regrid, notes = _regrid(depths, found, shift, spacing, policy)
         upright = shift.angle_deg == 0 or regrid is not None
@@ -166,7 +167,8 @@ def _thickness(header: Header) -> tuple[float, tuple[Note, ...]]:
     return 1.0, (note,)
 
 
-def _grid_problem(slices: Sequence[Slice], found: Spacing, shift: Shift, policy: Policy) -> Refused | None:
+def _grid_problem(slices: Sequence[Slice], where: str, found: Spacing, shift: Shift, policy: Policy) -> Refused | None:
+    """Why slices make no even, upright grid; ``where``: between which of them the distances are odd."""
     if not shift.straight:
         off = float(np.abs(shift.offsets_mm).max())
         return _refused(
@@ -182,10 +184,13 @@ def _grid_problem(slices: Sequence[Slice], found: Spacing, shift: Shift, policy:
     if found.missing_mm and policy.gap == "refuse":
         what = f"{len(found.missing_mm)} slices are missing: they are {found.step_mm:.3f} mm apart"
         return _refused(
-            slices, "E-DCM-GAP", f"{what}, and there is none at {_list(found.missing_mm)} mm from the first"
+            slices,
+            "E-DCM-GAP",
+            f"{what}, and there is none at {_list(found.missing_mm)} mm from the first: {where}",
         )
     if not found.missing_mm and policy.irregular == "refuse":
-        return _refused(slices, "E-DCM-IRREGULAR", f"the slices are uneven, {_list(found.gaps_mm)} mm apart")
+        what = f"the slices are uneven, {_list(found.gaps_mm)} mm apart: look {where}"
+        return _refused(slices, "E-DCM-IRREGULAR", what)
     if shift.angle_deg and policy.tilt == "keep":
         what = f"a tilt of {shift.angle_deg:.2f} degrees can be kept only where slices are even; they are"
         return _refused(slices, "E-DCM-TILT", f"{what} {_list(found.gaps_mm)} mm apart")

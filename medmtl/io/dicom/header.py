@@ -7,20 +7,32 @@ from pathlib import Path
 from typing import BinaryIO
 
 from medmtl.errors import UserError
+from medmtl.io.dicom.directory import directory_fault
+from medmtl.io.dicom.drawn import DRAWN_TAGS, drawn_of
 from medmtl.io.dicom.elements import Elements, tag_of
-from medmtl.io.dicom.extent import claim_fault, fragments_fault, native_fault
+from medmtl.io.dicom.extent import Fault, claim_fault, fragments_fault, native_fault
 from medmtl.io.dicom.facts import FACT_TAGS, acquisition_facts, private_facts
 from medmtl.io.dicom.frames import PRIVATE_ELEMENTS, SPLIT_TAGS, classic_frame
 from medmtl.io.dicom.groups import FirstFrame, group_frames
 from medmtl.io.dicom.kinds import IMAGE, NO_PIXELS, kind_of
 from medmtl.io.dicom.mosaic import tile_count, tile_frames
 from medmtl.io.dicom.parse import PIXEL_TAGS, PREAMBLE_BYTES, Parsed, parse, regular_file
-from medmtl.io.dicom.record import Frame, Header, Limits, NotDicom, Pixels, header_from_json, header_to_json
+from medmtl.io.dicom.record import DRAWN, Frame, Header, Limits, NotDicom, Pixels, header_from_json, header_to_json
 from medmtl.io.dicom.syntax import is_encapsulated, is_known, name_of
 from medmtl.io.reasons import refusal
 from medmtl.io.volume import Note
 
-__all__ = ["Frame", "Header", "Limits", "NotDicom", "Pixels", "header_from_json", "header_to_json", "read_header"]
+__all__ = [
+    "Frame",
+    "Header",
+    "Limits",
+    "NotDicom",
+    "Pixels",
+    "header_from_json",
+    "header_of",
+    "header_to_json",
+    "read_header",
+]
 
 _PARAMETRIC_MAP = "1.2.840.10008.5.1.4.1.1.30"
 _PHILIPS_SCALE = (0x2005, "Philips MR Imaging DD 001", 0x0E)
@@ -33,6 +45,7 @@ _KEYWORDS = (
     "RedPaletteColorLookupTableDescriptor", "ImagePositionPatient", "ImageOrientationPatient", "RescaleSlope",
     "RescaleIntercept", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "DimensionIndexSequence",
     "ImagerPixelSpacing", "NominalScannedPixelSpacing", "SequenceOfUltrasoundRegions", "PresentationLUTShape",
+    "DirectoryRecordSequence",
 )  # fmt: skip
 _PHOTOMETRIC = {
     1: ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR"),
@@ -45,6 +58,7 @@ _WANTED = (
     frozenset(tag_of(keyword) for keyword in _KEYWORDS)
     | FACT_TAGS
     | SPLIT_TAGS
+    | DRAWN_TAGS
     | {group << 16 | block for group, _, _ in _PRIVATE for block in _BLOCKS}
     | {group << 16 | block << 8 | element for group, _, element in _PRIVATE for block in _BLOCKS}
 )
@@ -60,11 +74,19 @@ def read_header(path: Path, *, limits: Limits = Limits(), keywords: tuple[str, .
     Raises NotDicom for a file that is no DICOM at all, and UserError: ``E-FILE-EMPTY``, ``E-FILE-OPEN``,
     ``E-DCM-HEADER`` (cut off or malformed before it says which series it is of).
     """
+    with regular_file(path) as (stream, status):
+        return header_of(path, stream, status, limits=limits, keywords=keywords)
+
+
+def header_of(
+    path: Path, stream: BinaryIO, status: os.stat_result, *, limits: Limits = Limits(), keywords: tuple[str, ...] = ()
+) -> Header:
+    """:func:`read_header` of a file that is open, from its first byte on."""
     try:
-        with regular_file(path) as (stream, status):
-            wanted = _WANTED | {tag_of(keyword) for keyword in keywords}
-            parsed = parse(stream, status.st_size, limits, wanted)
-            return _header(path, status, stream, parsed, limits, keywords)
+        stream.seek(0)
+        wanted = _WANTED | {tag_of(keyword) for keyword in keywords}
+        parsed = parse(stream, status.st_size, limits, wanted)
+        return _header(path, status, stream, parsed, limits, keywords)
     except NotDicom as error:
         raise NotDicom(error.code, error.what, error.remedy, where=path.name) from None
     except UserError as error:
@@ -110,6 +132,10 @@ def _header(
     )
     if parsed.cut and kind in (IMAGE, NO_PIXELS):  # it may have been an image before it was cut
         return replace(common, kind=IMAGE, fault=("E-DCM-HEADER", parsed.cut))
+    if kind == "DICOMDIR":
+        return replace(common, fault=directory_fault(elements))
+    if kind in DRAWN:
+        return _drawn(common, parsed, stream, limits)
     if kind != IMAGE:
         return common
     if parsed.pixel_tag is None:
@@ -117,20 +143,43 @@ def _header(
     return _image(common, parsed, stream, limits)
 
 
+def _drawn(common: Header, parsed: Parsed, stream: BinaryIO, limits: Limits) -> Header:
+    """A segmentation, with its pixels' size but none of its frames; or a structure set, which has no pixels."""
+    header = replace(common, drawn=drawn_of(parsed.elements, common.kind))
+    if parsed.cut:
+        return replace(header, fault=("E-DCM-HEADER", parsed.cut))
+    if common.kind != "SEG":
+        return header
+    if parsed.pixel_tag is None:
+        return replace(header, fault=("E-DCM-TRUNCATED", f"it ends at byte {parsed.end:,}, before its pixels"))
+    pixels = _pixels(parsed)
+    if isinstance(pixels, str):
+        return replace(header, fault=("E-DCM-HEADER", pixels))
+    fault, _ = _pixels_fault(pixels, common.size, parsed, stream, limits)
+    return replace(header, pixels=pixels, fault=fault)
+
+
+def _pixels_fault(
+    pixels: Pixels, size: int, parsed: Parsed, stream: BinaryIO, limits: Limits
+) -> tuple[Fault | None, Note | None]:
+    """Why pixels as they are described cannot be used; and a note of what is behind them."""
+    if fault := claim_fault(pixels, size, limits):
+        return fault, None
+    if pixels.length is None:
+        return fragments_fault(stream, pixels, size), None
+    if not is_encapsulated(pixels.syntax):
+        return native_fault(parsed.stream, pixels, parsed.size)
+    if not is_known(pixels.syntax):  # it may have its own way of laying pixels down
+        return ("E-DCM-CODEC", f"no decoder is known for {name_of(pixels.syntax)}"), None
+    return ("E-DCM-PIXELS", "compressed pixels that are not in fragments"), None
+
+
 def _image(common: Header, parsed: Parsed, stream: BinaryIO, limits: Limits) -> Header:
     elements = parsed.elements
     pixels = _pixels(parsed)
     if isinstance(pixels, str):
         return replace(common, fault=("E-DCM-HEADER", pixels))
-    fault, note = claim_fault(pixels, common.size, limits), None
-    if fault is None and pixels.length is None:
-        fault = fragments_fault(stream, pixels, common.size)
-    elif fault is None and not is_encapsulated(pixels.syntax):
-        fault, note = native_fault(parsed.stream, pixels, parsed.size)
-    elif fault is None and not is_known(pixels.syntax):  # it may have its own way of laying pixels down
-        fault = ("E-DCM-CODEC", f"no decoder is known for {name_of(pixels.syntax)}")
-    elif fault is None:
-        fault = ("E-DCM-PIXELS", "compressed pixels that are not in fragments")
+    fault, note = _pixels_fault(pixels, common.size, parsed, stream, limits)
     if fault:
         return replace(common, pixels=pixels, fault=fault)
     tiles = tile_count(elements, common.image_type)

@@ -1,7 +1,7 @@
 """What is kept of a DICOM file without its pixels: plain values that can be pickled, and written as JSON."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from medmtl.io.volume import Note
 
 Vector = tuple[float, float, float]
 Value = str | float
+DRAWN = ("SEG", "RTSTRUCT")  # kinds of objects that hold masks of images
 Fact = str | float | tuple[float, ...] | tuple[str, ...]
 
 
@@ -80,6 +81,26 @@ class Pixels:
 
 
 @dataclass(frozen=True)
+class Thing:
+    """A segment or region of interest: its number, its code where it has one, and what somebody called it."""
+
+    number: int
+    code: tuple[str, str] = ("", "")  # coding scheme, meaning
+    modifiers: tuple[tuple[str, str], ...] = ()  # of the code: left, right, ...
+    label: str = field(default="", repr=False)  # a person typed it: private
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The things of an object, and the images that they are drawn on."""
+
+    things: tuple[Thing, ...]
+    images: tuple[str, ...] = field(repr=False)  # SOP instance UIDs
+    series: tuple[str, ...] = field(default=(), repr=False)  # series instance UIDs, for objects that name no image
+    way: str = ""  # SegmentationType: BINARY, FRACTIONAL, LABELMAP
+
+
+@dataclass(frozen=True)
 class Header:
     """One DICOM file without its pixels.
 
@@ -116,6 +137,7 @@ class Header:
     private: Mapping[str, str] = field(default_factory=dict, repr=False)
     notes: tuple[Note, ...] = ()
     fault: tuple[str, str] | None = None  # (code, what): readable as a header, but its pixels cannot be used
+    drawn: Drawn | None = field(default=None, repr=False)  # of a SEG or RTSTRUCT: what it draws on which images
 
     @property
     def is_image(self) -> bool:
@@ -132,6 +154,7 @@ def header_to_json(header: Header) -> dict[str, Any]:
         "facts": dict(header.facts),
         "private": dict(header.private),
         "notes": [dict(vars(note)) for note in header.notes],
+        "drawn": asdict(header.drawn) if header.drawn else None,
     }
 
 
@@ -150,6 +173,7 @@ def header_from_json(tree: Mapping[str, Any]) -> Header:
             "facts": {key: _tuple(value) if isinstance(value, list) else value for key, value in tree["facts"].items()},
             "notes": tuple(Note(**note) for note in tree["notes"]),
             "fault": _tuple(tree["fault"]),
+            "drawn": _drawn(tree["drawn"]) if tree["drawn"] else None,
         }
     )
 
@@ -157,6 +181,14 @@ def header_from_json(tree: Mapping[str, Any]) -> Header:
 def _frame(tree: Mapping[str, Any]) -> Frame:
     tuples = {key: _tuple(tree[key]) for key in ("position", "orientation", "spacing", "broken")}
     return Frame(**{**tree, **tuples})
+
+
+def _drawn(tree: Mapping[str, Any]) -> Drawn:
+    things = tuple(
+        Thing(thing["number"], tuple(thing["code"]), tuple(map(tuple, thing["modifiers"])), thing["label"])
+        for thing in tree["things"]
+    )
+    return Drawn(things, tuple(tree["images"]), tuple(tree["series"]), tree["way"])
 
 
 def _tuple(value: Any) -> Any:

@@ -52,7 +52,7 @@ def plan(headers: Iterable[Header], policy: Policy = Policy()) -> Plan:
 
 
 def _plan_series(members: list[Header], policy: Policy) -> Plan:
-    unique, copies, refused = _without_copies(members)
+    unique, copies, refused = without_copies(members)
     refused.extend(Refused((header,), refusal(*header.fault)) for header in unique if header.fault)
     results: list[Stack | Refused] = []
     placed: list[tuple[Slice, Spacing]] = []
@@ -133,7 +133,7 @@ def _groups(placed: Sequence[tuple[Slice, Spacing]], *, together: bool) -> list[
     return sorted(found, key=lambda group: -len(group[0]))
 
 
-def _without_copies(
+def without_copies(
     members: Sequence[Header],
 ) -> tuple[list[Header], list[tuple[Header, Header]], list[Refused]]:
     """The files of a series, each SOP instance once; (copy, original) pairs; instances that come in two versions."""

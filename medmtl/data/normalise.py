@@ -1,0 +1,70 @@
+"""What becomes of intensities in [0, 1] before the network: nothing, or a shift and a scale."""
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field, PositiveFloat
+from torch import Tensor
+
+from medmtl.config import Config
+
+
+class NoNormalise(Config):
+    """The image stays in [0, 1]."""
+
+    kind: Literal["none"] = "none"
+
+    def apply(self, image: Tensor, whole: Tensor | None = None) -> Tensor:
+        return image
+
+
+class FixedNormalise(Config):
+    """``(x - mean_c) / std_c`` with constants per channel, such as those a pretrained encoder was trained with."""
+
+    kind: Literal["fixed"] = "fixed"
+    mean: tuple[float, ...]
+    std: tuple[PositiveFloat, ...]
+
+    def apply(self, image: Tensor, whole: Tensor | None = None) -> Tensor:
+        axes = (-1, *([1] * (image.ndim - 1)))
+        return (image - torch.tensor(self.mean).view(axes)) / torch.tensor(self.std).view(axes)
+
+
+class ImageNormalise(Config):
+    """``(x - m) / max(s, epsilon)``, m and s being the image's own mean and (population) standard deviation.
+
+    Of a patch, they are those of the ``whole`` image. Taken per channel, or over all channels at once, which keeps the
+    ratio of the colours. A constant image becomes 0.
+    """
+
+    kind: Literal["image"] = "image"
+    per_channel: bool = True
+    epsilon: PositiveFloat = 1e-6
+
+    def apply(self, image: Tensor, whole: Tensor | None = None) -> Tensor:
+        axes = tuple(range(1 if self.per_channel else 0, image.ndim))
+        std, mean = torch.std_mean(image if whole is None else whole, dim=axes, correction=0, keepdim=True)
+        return (image - mean) / std.clamp_min(self.epsilon)
+
+
+class ForegroundNormalise(Config):
+    """``(x - m) / max(s, epsilon)`` for every voxel, m and s being mean and deviation of those above 0.
+
+    Of a patch, they are those of the ``whole`` image.
+
+    For skull-stripped brains and other images whose background is 0: how much of it there is must not change what the
+    network sees. The background itself becomes ``-m / s``, so that order is kept.
+    """
+
+    kind: Literal["foreground"] = "foreground"
+    epsilon: PositiveFloat = 1e-6
+
+    def apply(self, image: Tensor, whole: Tensor | None = None) -> Tensor:
+        inside = image[image > 0] if whole is None else whole[whole > 0]
+        if inside.numel() < 2:
+            return torch.zeros_like(image)
+        std, mean = torch.std_mean(inside, correction=0)
+        return (image - mean) / std.clamp_min(self.epsilon)
+
+
+Normalise = Annotated[NoNormalise | FixedNormalise | ImageNormalise | ForegroundNormalise, Field(discriminator="kind")]

@@ -1,0 +1,207 @@
+"""One input, read and preprocessed for the network as in training: the same functions, file for file."""
+
+import errno
+import hashlib
+import os
+import stat
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from medmtl.data.grid import Grid
+from medmtl.data.preprocess import Preprocess
+from medmtl.errors import EnvironmentFailure, UserError
+from medmtl.files import inside, sha256
+from medmtl.fingerprint import Facts, look
+from medmtl.inference.inputs import Input
+from medmtl.inference.isolated import load_stack
+from medmtl.ingest.rules import dicom_value
+from medmtl.ingest.walk import Found
+from medmtl.io.nifti import files_of, read_nifti
+from medmtl.io.raster import read_image
+from medmtl.io.reasons import refusal
+from medmtl.io.volume import Note, Volume
+
+_MOST_FILLED = 1e-3  # of the voxels
+_NAME_ERRORS = (errno.ENAMETOOLONG, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.EILSEQ)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """An input ready for the network; one that is done already has neither ``image`` nor ``error``."""
+
+    item: Input
+    sha256: str = ""  # of its files' content
+    image: Tensor | None = None  # [C, *S], preprocessed
+    shown: npt.NDArray[np.float32] | Volume | None = None  # as it was decoded: [C, H, W] in [0, 1], or the volume
+    native: tuple[int, ...] = ()  # [*S] of the tensor before windowing
+    grid: Grid | None = None  # of a volume
+    blank: bool = False  # every pixel has the same value
+    facts: Facts | None = None
+    notes: tuple[Note, ...] = ()
+    error: UserError | None = None
+    seconds: float = 0.0
+
+
+@dataclass
+class Reader:
+    """Reads the inputs of a folder for one bundle. Its methods run in threads."""
+
+    source: Path
+    preprocess: Preprocess
+    max_bytes: int
+    fill_nan: bool = False
+    facts: bool = True  # look at each image, for comparing it with the training images
+    _digests: dict[str, tuple[Found, str]] = field(default_factory=dict)
+
+    def digest(self, item: Input) -> str:
+        """SHA-256 of the input's files, each read once for all the inputs that it is part of. Refuses changed files."""
+        digests = []
+        for path in self._paths(item):
+            now, known = _found(path), self._digests.get(str(path))
+            if known is None or known[0] != now:
+                known = self._digests[str(path)] = (now, sha256(path))
+            digests.append(known[1])
+        return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+    def read(self, item: Input) -> Loaded:
+        """The input as the network sees it; raises UserError, OSError or MemoryError, whatever is wrong with it."""
+        began = time.perf_counter()
+        paths = self._paths(item)
+        before = [_found(path) for path in paths]
+        volume, grid = None, None
+        if item.kind == "raster":
+            shown: npt.NDArray[np.float32] | Volume = read_image(paths[0], channels=self._channels(), page=item.page)
+            pixels = torch.as_tensor(shown)
+        else:
+            volume = self._volume(item, paths)
+            if self.preprocess.volume is None:
+                shown = picture(volume, channels=self.preprocess.channels)
+                pixels = torch.as_tensor(shown)
+            else:
+                shown = volume
+                pixels, grid = self.preprocess.volume.image(volume)
+        if [_found(path) for path in paths] != before:
+            raise UserError(
+                "E-PRE-CHANGED", "the file changed while it was read", "wait until it is copied and run again"
+            )
+        image = self.preprocess.apply(pixels)
+        if not torch.isfinite(image).all():
+            raise UserError("E-IMG-FINITE", "the preprocessed image holds NaN or infinity", "check its intensities")
+        facts = self._look(item, pixels, volume, grid) if self.facts else None
+        return Loaded(
+            item,
+            image=image,
+            shown=shown,
+            native=tuple(pixels.shape[1:]),
+            grid=grid,
+            blank=bool(pixels.min() == pixels.max()),
+            facts=facts,
+            notes=volume.notes if volume is not None else (),
+            seconds=time.perf_counter() - began,
+        )
+
+    def _channels(self) -> int:
+        if self.preprocess.channels not in (1, 3):
+            raise UserError(
+                "E-PRE-CHANNELS",
+                f"the bundle takes {self.preprocess.channels} channels, image files hold 1 or 3",
+                "use a bundle that was trained on image files",
+            )
+        return self.preprocess.channels
+
+    def _paths(self, item: Input) -> list[Path]:
+        paths = [inside(self.source, found.path) for found in item.files]
+        for path in paths:
+            _found(path)
+        return list(files_of(paths[0])) if item.kind == "nifti" else paths
+
+    def _volume(self, item: Input, paths: list[Path]) -> Volume:
+        if item.stack is None:
+            return read_nifti(
+                inside(self.source, item.files[0].path),
+                max_bytes=self.max_bytes,
+                nan="fill" if self.fill_nan else "refuse",
+            )
+        return _checked(load_stack(item.stack), fill=self.fill_nan)
+
+    def _look(self, item: Input, pixels: Tensor, volume: Volume | None, grid: Grid | None) -> Facts:
+        header = item.stack.first if item.stack is not None else None
+        labels = {}
+        if header is not None:
+            labels = {"modality": header.modality, "body_part": dicom_value(header, "BodyPartExamined")}
+        return look(pixels, volume=volume, grid=grid, preprocess=self.preprocess, **labels)
+
+
+def picture(volume: Volume, *, channels: int) -> npt.NDArray[np.float32]:
+    """A DICOM picture without a place as float32 [C, H, W] in [0, 1], upright: what reading the PNG would give that
+    ingesting writes for it. Refuses values that no such PNG holds (``E-PRE-VALUES``), and the wrong colour."""
+    array = volume.array
+    assert volume.affine is None, "a picture has no place"
+    assert array.shape[2] == 1, array.shape
+    if (3 if volume.colour else 1) != channels:
+        found, wanted = ("RGB", "grey") if volume.colour else ("grey", "RGB")
+        raise UserError("E-IMG-COLOUR", f"the image is {found}, {wanted} was expected", "use another bundle")
+    low, high = float(array.min()), float(array.max())  # type: ignore[arg-type]
+    if array.dtype.kind not in "ui" or low < 0 or high > 65535:
+        raise UserError(
+            "E-PRE-VALUES",
+            f"values from {low:g} to {high:g} ({array.dtype}) are none of a picture",
+            "use a bundle that was trained on such images",
+        )
+    upright = np.swapaxes(array[:, ::-1, 0], 0, 1)
+    scale = np.float32(255 if volume.colour or array.dtype == np.uint8 else 65535)
+    unit = upright.astype(np.float32) / scale
+    return np.ascontiguousarray(unit.transpose(2, 0, 1) if volume.colour else unit[None])
+
+
+def _checked(volume: Volume, *, fill: bool) -> Volume:
+    """Refuses voxels that are no number (or fills a few of them), and an image of one value, as reading NIfTI does."""
+    array = volume.array
+    if array.dtype.kind == "f" and not (np.isfinite(array.min()) and np.isfinite(array.max())):
+        finite = np.isfinite(array)  # type: ignore[call-overload]
+        bad = array.size - int(np.count_nonzero(finite))
+        found = f"{bad:,} of {array.size:,} voxels are NaN or infinite"
+        if not fill or bad > _MOST_FILLED * array.size:
+            raise refusal("E-ING-NAN", found)
+        lowest = array.min(where=finite, initial=np.inf)
+        note = Note("R-ING-NAN", f"{found}; they hold the lowest finite value, {lowest:g}")
+        volume = replace(volume, array=np.where(finite, array, lowest), notes=(*volume.notes, note))
+    if volume.affine is not None and volume.array.min() == volume.array.max():
+        raise refusal("E-ING-EMPTY", f"all {array.size:,} voxels are {array.flat[0]}")
+    return volume
+
+
+def _found(path: Path) -> Found:
+    """What changes when a file is written to; refuses what is not a regular file (a FIFO would be waited for)."""
+    info = path.stat()
+    if not stat.S_ISREG(info.st_mode):
+        what = "the folder cannot be listed" if stat.S_ISDIR(info.st_mode) else "not a regular file"
+        raise UserError("E-IMG-FILE", what, "check that it is a file or folder that you may read")
+    return Found("", info.st_size, info.st_mtime_ns, info.st_ino)
+
+
+def explained(error: Exception, out: Path | None = None) -> UserError:
+    """What is wrong with one input, as an error with a remedy; raises what is wrong with the machine."""
+    match error:
+        case EnvironmentFailure():
+            raise error
+        case UserError():
+            return error
+        case MemoryError():
+            return UserError("E-PRE-MEMORY", "the memory does not suffice for the image", "cut it into tiles")
+        case OSError() if out is None:
+            reason = f"the file cannot be read ({os.strerror(error.errno) if error.errno else type(error).__name__})"
+            return UserError("E-IMG-FILE", reason, "restore it, or its permissions, and run again")
+        case OSError() if error.errno in _NAME_ERRORS:
+            return UserError(
+                "E-PRE-NAME", f"no output file can have this name ({os.strerror(error.errno)})", "rename the image"
+            )
+    raise EnvironmentFailure(
+        "E-DISK", f"cannot write ({error})", "see to the disk, then run again", where=str(out)
+    ) from error

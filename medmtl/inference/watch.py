@@ -1,0 +1,158 @@
+"""A drop folder: what is put into it is predicted when it has stopped growing, until somebody says stop.
+
+A *study* is what lies in the folder under one name: a folder with all that is in it, or a single file. It is taken when
+for a while none of its files appeared, vanished or changed. Files that are being copied are therefore never read; what
+comes later to a study that was taken makes it one that has changed, and it is taken again. Tables and manifest are
+written after each study, whole or not at all.
+
+A study that ends the process (a decoder that crashes, memory that the system takes back) is begun at most twice: before
+it is begun, that is written down, and afterwards erased. Then it is quarantined: each of its files is a row, and it is
+left alone until it changes.
+"""
+
+import contextlib
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from rich.console import Console
+
+from medmtl.errors import OK, EnvironmentFailure, TrainingInterrupted, UserError
+from medmtl.files import write_atomic
+from medmtl.inference.inputs import Listing
+from medmtl.inference.job import Job, Summary
+from medmtl.inference.pipeline import Session, opened
+from medmtl.inference.reading import Loaded
+from medmtl.ingest.walk import Found, walk
+
+_BEGUN = ".begun.json"  # studies that were begun and did not end: name -> how often, and as what
+_TRIES = 2
+_POLL_S = 1.0
+
+State = tuple[Found, ...]  # of a study: its files
+
+
+@dataclass
+class Clock:
+    """Time, so that tests need not wait for it."""
+
+    now: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+
+
+@dataclass
+class Settled:
+    """Which studies of a folder have stopped growing."""
+
+    settle_s: float
+    seen: dict[str, tuple[State, float]] = field(default_factory=dict)  # as what, since when
+    taken: dict[str, State] = field(default_factory=dict)
+
+    def look(self, states: Mapping[str, State], now: float) -> list[str]:
+        """The studies to be taken now, sorted by name; forgets those that are gone."""
+        self.taken = {name: state for name, state in self.taken.items() if name in states}
+        self.seen = {
+            name: known if (known := self.seen.get(name)) and known[0] == state else (state, now)
+            for name, state in states.items()
+        }
+        return sorted(
+            name
+            for name, (state, since) in self.seen.items()
+            if now - since >= self.settle_s and self.taken.get(name) != state
+        )
+
+
+def watch(job: Job, *, settle_s: float = 30.0, clock: Clock = Clock(), console: Console | None = None) -> Summary:
+    """Predict what is put into ``job.source`` until SIGINT or SIGTERM, then return how it stands, with exit code 0.
+
+    The batch at hand is finished first; the next watch goes on behind it.
+    """
+    if job.shard.world > 1:
+        raise UserError("E-PRE-JOB", f"{job.shard.world} processes watch one folder", "start one", where="WORLD_SIZE")
+    with opened(job, console) as session:
+        settled = Settled(settle_s)
+        with contextlib.suppress(TrainingInterrupted):
+            while not session.caught:
+                _round(session, settled, clock)
+                if not session.caught:
+                    clock.sleep(min(_POLL_S, max(settle_s, 0.01)))
+        return replace(session.report(_known(session)), exit_code=OK)
+
+
+def _round(session: Session, settled: Settled, clock: Clock) -> None:
+    """Take every study that has stopped growing."""
+    states = _states(session.job)
+    for name in settled.look(states, clock.now()):
+        if session.caught:
+            return
+        _take(session, name, states[name])
+        settled.taken[name] = states[name]
+        session.report(_known(session))
+
+
+def _states(job: Job) -> dict[str, State]:
+    """The studies of the folder as they are now; what lies in the output folder is none."""
+    root, out = job.source.resolve(), job.out.resolve()
+    own = f"{out.relative_to(root).as_posix()}/" if out.is_relative_to(root) else None
+    found: dict[str, list[Found]] = {}
+    for item in walk(root).files:
+        if own is None or not f"{item.path}/".startswith(own):
+            found.setdefault(item.path.partition("/")[0], []).append(item)
+    return {name: tuple(files) for name, files in found.items()}
+
+
+def _take(session: Session, name: str, state: State) -> None:
+    """Predict one study, unless it has ended the process twice as it is."""
+    path, key = session.job.out / _BEGUN, _key(name, state)
+    begun = _begun(path)
+    if begun.get(key, 0) >= _TRIES:
+        listing = session.find(lambda file: file.partition("/")[0] == name)
+        _quarantine(session, listing)
+        return
+    write_atomic(path, json.dumps({**begun, key: begun.get(key, 0) + 1}))
+    try:
+        session.predict(lambda file: file.partition("/")[0] == name)
+    except (TrainingInterrupted, EnvironmentFailure):  # not the study's fault
+        write_atomic(path, json.dumps(begun))
+        raise
+    write_atomic(path, json.dumps(begun))
+
+
+def _quarantine(session: Session, listing: Listing) -> None:
+    error = UserError(
+        "E-PRE-POISON",
+        f"the process ended {_TRIES} times while the study was predicted",
+        "look at its files; put it back changed, or predict it alone",
+    )
+    work = session.work
+    left = [item for item in listing.inputs if not _done(session, item.id)]
+    work.ledger.append(work.failed(Loaded(item), error) for item in left)
+
+
+def _done(session: Session, case_id: str) -> bool:
+    known = session.work.ledger.entries.get(case_id)
+    return known is not None and known.status == "ok"
+
+
+def _known(session: Session) -> Listing:
+    """Everything in the folder that a study which was taken brought."""
+    entries = session.work.ledger.entries
+    listing = session.finder.find()
+    return Listing(tuple(item for item in listing.inputs if item.id in entries), listing.ignored, listing.files)
+
+
+def _key(name: str, state: State) -> str:
+    """A study as it is: another one when a file of it changed."""
+    text = json.dumps([name, [[found.path, found.size, found.mtime_ns] for found in state]])
+    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
+
+
+def _begun(path: Path) -> dict[str, int]:
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return {str(key): int(count) for key, count in tree.items()} if isinstance(tree, dict) else {}
