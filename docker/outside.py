@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-INSIDE = ("/opt/medmtl", "/src", "/work", "/output", "/input", "/artifacts", "/tmp")
+INSIDE = ("/opt/medmtl", "/src", "/study", "/output", "/input", "/artifacts", "/tmp")
 ABSENT = ("mlflow", "torchjd", "matplotlib", "pytest")
 
 

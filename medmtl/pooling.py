@@ -152,9 +152,9 @@ def check_folds(folds: Sequence[Fold]) -> None:
 
 
 def _difference(a: Study, b: Study) -> str | None:
-    """The first key in which two studies differ beside the fold."""
+    """The first key in which two studies differ beside the fold, and what they are called."""
     left, right = flatten(a.tree()), flatten(b.tree())
-    keys = (key for key in {**left, **right} if key != "data.split.fold")
+    keys = (key for key in {**left, **right} if key not in ("data.split.fold", "name"))
     return next((key for key in keys if left.get(key) != right.get(key)), None)
 
 

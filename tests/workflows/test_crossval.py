@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,12 +16,13 @@ from PIL import Image
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from medmtl import cli
-from medmtl.config import read_yaml
+from medmtl.config import load, read_yaml
 from medmtl.data.case import read_manifest
 from medmtl.data.synthetic.colposcopy import write_colposcopy_study
 from medmtl.evaluation import html
 from medmtl.evaluation.plots import canvas
 from medmtl.runs import RunFolder
+from medmtl.study import Study
 
 SMOKE = Path(__file__).parents[2] / "configs" / "smoke" / "cervical_screening.yaml"
 FOLDS = 2
@@ -226,6 +228,13 @@ def _pool(runs: list[Path], out: Path) -> int:
     return cli.run(["pool", *map(str, runs), "--out", str(out)])
 
 
+def test_folds_may_be_called_differently(copies: list[Path], tmp_path: Path) -> None:
+    file = RunFolder(copies[1]).study
+    file.write_text(re.sub(r"(?m)^name: ", "name: another_", file.read_text(encoding="utf-8")), encoding="utf-8")
+    assert load(Study, file).name.startswith("another_")
+    assert _pool(copies, tmp_path / "out") == 0
+
+
 def test_what_is_not_every_fold_once_is_refused_by_name(
     place: Path, copies: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -237,7 +246,7 @@ def test_what_is_not_every_fold_once_is_refused_by_name(
 
     refused(copies[:1], "E-POOL-MISSING", "fold 1 of 2")
     refused([*copies, copies[1]], "E-POOL-TWICE", "fold 1")
-    refused([copies[0], _runs(place, "suspicious")[1]], "E-POOL-STUDY", "name differs")
+    refused([copies[0], _runs(place, "suspicious")[1]], "E-POOL-STUDY", "differs from that of")
     refused([copies[0], tmp_path / "nowhere"], "E-POOL-RUN", "nowhere")
     cases = copies[1] / "evaluation" / "cases.csv"
     table = pd.read_csv(cases, dtype=str)
