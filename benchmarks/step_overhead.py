@@ -24,8 +24,9 @@ from medmtl.engine.fit import Trainer
 from medmtl.experiment import build_trainer
 from medmtl.models.encoder import TimmConfig
 from medmtl.predictor import channels_last
+from medmtl.prepared import prepare
 from medmtl.runs import RunFolder
-from medmtl.study import Study, prepare
+from medmtl.study import Study
 
 
 def study(manifest: Path, encoder: str, balance: str, workers: int) -> Study:

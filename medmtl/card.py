@@ -5,7 +5,7 @@ from typing import Any
 
 from medmtl import __version__
 from medmtl.bundle import ModelSpec
-from medmtl.study import Prepared, label_counts
+from medmtl.prepared import Prepared, label_counts
 from medmtl.tasks.classification import Classification
 
 

@@ -36,10 +36,11 @@ from medmtl.fingerprint import training_fingerprint, write_fingerprint
 from medmtl.metrics import describe
 from medmtl.models.multitask import MultiTaskModel
 from medmtl.predictor import Predictor, channels_last
+from medmtl.prepared import Prepared, label_counts, prepare
 from medmtl.process import device_named, hold_memory
 from medmtl.runs import RunFolder
 from medmtl.seeds import counted
-from medmtl.study import Prepared, Study, label_counts, prepare
+from medmtl.study import Study
 from medmtl.tasks.base import summary
 from medmtl.tasks.classification import Classification
 

@@ -12,17 +12,18 @@ from medmtl.bundle import ModelSpec
 from medmtl.config import Config, flatten, load, to_yaml
 from medmtl.data.split import FoldSplit
 from medmtl.errors import UserError
-from medmtl.evaluation import plots
 from medmtl.evaluation.aggregate import aggregated_tasks
 from medmtl.evaluation.cases import read_cases
-from medmtl.evaluation.compare import Side, compare_repeats, format_comparison
+from medmtl.evaluation.compare import Side
 from medmtl.evaluation.folds import FOLD, folded
 from medmtl.evaluation.skill import control_sides
 from medmtl.files import write_atomic
+from medmtl.prepared import prepare
+from medmtl.results.comparison import compare_places
 from medmtl.results.folder import CASES, CONTROLS, RESULT, SPEC, UNITS, Evaluation, Material, evaluate_cases, to_json
 from medmtl.results.run import thumbnails
 from medmtl.runs import RunFolder
-from medmtl.study import Study, prepare
+from medmtl.study import Study
 from medmtl.tasks import AnyTask
 from medmtl.tasks.classification import Classification
 
@@ -302,20 +303,7 @@ def compare_pooled(
     a: Sequence[Path], b: Sequence[Path], out: Path | None, *, resamples: int = 1000
 ) -> tuple[Mapping[str, Any], str]:
     """As :func:`medmtl.results.compare_runs`, of pooled evaluations: each side's cases decided by their own folds."""
-    sides = [[read_pooled(place) for place in places] for places in (a, b)]
-    shared = [name for name in sides[0][0][1] if all(name in tasks for side in sides for _, tasks in side)]
-    if not shared:
-        raise UserError("E-CMP-TASKS", "the runs share no task", "compare runs of one study", where="compare")
-    left, right = ([(table, {name: tasks[name] for name in shared}) for table, tasks in side] for side in sides)
-    comparison = compare_repeats(left, right, resamples=resamples)
-    labels = (a[0].name, b[0].name) if len(a) == len(b) == 1 and a[0].name != b[0].name else ("A", "B")
-    text = format_comparison(comparison, labels=labels)
-    if out is not None:
-        names = {"a": [place.name for place in a], "b": [place.name for place in b]}
-        write_atomic(out / "comparison.json", to_json({**names, **comparison}))
-        write_atomic(out / "comparison.txt", text)
-        plots.save(plots.comparison_figure(comparison, labels=labels), out, "comparison")
-    return comparison, text
+    return compare_places(read_pooled, a, b, out, resamples=resamples)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

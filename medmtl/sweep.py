@@ -21,10 +21,11 @@ from medmtl.metrics import describe
 from medmtl.nested import Family, Say, family
 from medmtl.pooling import evaluated
 from medmtl.predictor import Predictor
+from medmtl.prepared import prepare
 from medmtl.process import device_named
 from medmtl.results import RESULT, aligned, evaluate_run
 from medmtl.runs import RunFolder
-from medmtl.study import Study, prepare
+from medmtl.study import Study
 
 VALIDATION = "validation.json"  # in a run's folder
 

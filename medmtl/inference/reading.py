@@ -5,7 +5,7 @@ import hashlib
 import os
 import stat
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +24,9 @@ from medmtl.ingest.rules import dicom_value
 from medmtl.ingest.walk import Found
 from medmtl.io.nifti import files_of, read_nifti
 from medmtl.io.raster import read_image
-from medmtl.io.reasons import refusal
 from medmtl.io.volume import Note, Volume
+from medmtl.io.voxels import finite, not_constant, upright_picture
 
-_MOST_FILLED = 1e-3  # of the voxels
 _NAME_ERRORS = (errno.ENAMETOOLONG, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.EILSEQ)
 
 
@@ -128,7 +127,8 @@ class Reader:
                 max_bytes=self.max_bytes,
                 nan="fill" if self.fill_nan else "refuse",
             )
-        return _checked(load_stack(item.stack), fill=self.fill_nan)
+        volume = finite(load_stack(item.stack), fill=self.fill_nan)
+        return volume if volume.affine is None else not_constant(volume)  # a blank picture is a warning
 
     def _look(self, item: Input, pixels: Tensor, volume: Volume | None, grid: Grid | None) -> Facts:
         header = item.stack.first if item.stack is not None else None
@@ -147,34 +147,16 @@ def picture(volume: Volume, *, channels: int) -> npt.NDArray[np.float32]:
     if (3 if volume.colour else 1) != channels:
         found, wanted = ("RGB", "grey") if volume.colour else ("grey", "RGB")
         raise UserError("E-IMG-COLOUR", f"the image is {found}, {wanted} was expected", "use another bundle")
-    low, high = float(array.min()), float(array.max())  # type: ignore[arg-type]
-    if array.dtype.kind not in "ui" or low < 0 or high > 65535:
+    upright = upright_picture(volume)
+    if upright is None:
+        low, high = float(array.min()), float(array.max())  # type: ignore[arg-type]
         raise UserError(
             "E-PRE-VALUES",
             f"values from {low:g} to {high:g} ({array.dtype}) are none of a picture",
             "use a bundle that was trained on such images",
         )
-    upright = np.swapaxes(array[:, ::-1, 0], 0, 1)
-    scale = np.float32(255 if volume.colour or array.dtype == np.uint8 else 65535)
-    unit = upright.astype(np.float32) / scale
+    unit = upright.astype(np.float32) / np.float32(np.iinfo(upright.dtype).max)
     return np.ascontiguousarray(unit.transpose(2, 0, 1) if volume.colour else unit[None])
-
-
-def _checked(volume: Volume, *, fill: bool) -> Volume:
-    """Refuses voxels that are no number (or fills a few of them), and an image of one value, as reading NIfTI does."""
-    array = volume.array
-    if array.dtype.kind == "f" and not (np.isfinite(array.min()) and np.isfinite(array.max())):
-        finite = np.isfinite(array)  # type: ignore[call-overload]
-        bad = array.size - int(np.count_nonzero(finite))
-        found = f"{bad:,} of {array.size:,} voxels are NaN or infinite"
-        if not fill or bad > _MOST_FILLED * array.size:
-            raise refusal("E-ING-NAN", found)
-        lowest = array.min(where=finite, initial=np.inf)
-        note = Note("R-ING-NAN", f"{found}; they hold the lowest finite value, {lowest:g}")
-        volume = replace(volume, array=np.where(finite, array, lowest), notes=(*volume.notes, note))
-    if volume.affine is not None and volume.array.min() == volume.array.max():
-        raise refusal("E-ING-EMPTY", f"all {array.size:,} voxels are {array.flat[0]}")
-    return volume
 
 
 def _found(path: Path) -> Found:

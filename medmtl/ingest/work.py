@@ -23,9 +23,9 @@ from medmtl.io.dicom.load import load
 from medmtl.io.nifti import read_nifti, write_nifti
 from medmtl.io.raster import write_png
 from medmtl.io.reasons import refusal
-from medmtl.io.volume import Note, Volume
+from medmtl.io.volume import Volume
+from medmtl.io.voxels import finite, not_constant, upright_picture
 
-_MOST_FILLED = 1e-3  # of the voxels
 _DECIMALS = 6
 
 
@@ -64,7 +64,7 @@ def _make(task: Task) -> Entry:
     if case.kind == "raster":
         return _make_raster(task)
     if case.stack is not None:
-        volume = _checked(load(case.stack), fill=task.fill_nan)
+        volume = not_constant(finite(load(case.stack), fill=task.fill_nan))
         header, split = case.stack.first, dict(case.stack.split)
     else:
         path = task.source / case.files[0].path
@@ -74,7 +74,7 @@ def _make(task: Task) -> Entry:
     masks, said = volume_masks(task, volume)  # before anything is written: a wrong one refuses the case
     if case.stack is None or case.drawn:
         _check_unchanged(task)
-    flat = _as_picture(volume) if volume.affine is None and case.stack is not None else None
+    flat = upright_picture(volume) if volume.affine is None and case.stack is not None else None
     suffix = ".nii" if task.uncompressed else ".nii.gz"
     name = f"images/{case.id}{suffix if flat is None else '.png'}"
     paths = [write_nifti(task.out / name, volume) if flat is None else write_png(task.out / name, flat)]
@@ -128,35 +128,6 @@ def _copy(path: Path, content: bytes, *, keep: bool, notes: list[tuple[str, str]
 
 def _suffix(content: bytes) -> str:
     return {b"\x89P": ".png", b"\xff\xd8": ".jpg"}.get(content[:2], ".tif")
-
-
-def _checked(volume: Volume, *, fill: bool) -> Volume:
-    """Refuse voxels that are no number (or fill a few of them), and an image of one value."""
-    array = volume.array
-    if array.dtype.kind == "f" and not (np.isfinite(array.min()) and np.isfinite(array.max())):
-        finite = np.isfinite(array)  # type: ignore[call-overload]
-        bad = array.size - int(np.count_nonzero(finite))
-        found = f"{bad:,} of {array.size:,} voxels ({100 * bad / array.size:.3g} %) are NaN or infinite"
-        if not fill or bad > _MOST_FILLED * array.size:
-            raise refusal("E-ING-NAN", found)
-        lowest = array.min(where=finite, initial=np.inf)
-        array = np.where(finite, array, lowest)
-        note = Note("R-ING-NAN", f"{found}; they hold the lowest finite value, {lowest:g}")
-        volume = replace(volume, array=array, notes=(*volume.notes, note))
-    if array.min() == array.max():
-        raise refusal("E-ING-EMPTY", f"all {array.size:,} voxels are {array.flat[0]}")
-    return volume
-
-
-def _as_picture(volume: Volume) -> np.ndarray | None:
-    """A projection or photograph as rows and columns from the top, where PNG holds its values exactly."""
-    array = volume.array
-    if array.shape[2] != 1 or (array.ndim == 4) != volume.colour:
-        return None
-    if array.dtype.kind not in "ui" or int(array.min()) < 0 or int(array.max()) > 65535:  # type: ignore[call-overload]
-        return None
-    upright = np.swapaxes(array[:, ::-1, 0], 0, 1)
-    return upright.astype(np.uint8 if volume.colour or array.dtype == np.uint8 else np.uint16)
 
 
 def _beside(task: Task, about: Mapping[str, Any], picture: bytes) -> list[Path]:

@@ -11,10 +11,11 @@ from medmtl.errors import UserError
 from medmtl.evaluation.aggregate import decided
 from medmtl.evaluation.cases import read_cases
 from medmtl.experiment import freeze_thresholds
+from medmtl.prepared import prepare
 from medmtl.results.folder import CASES, CONTROLS, Evaluation, Material, evaluate_cases
 from medmtl.results.run import provenance_of, split_note, thumbnails
 from medmtl.runs import RunFolder
-from medmtl.study import Study, prepare
+from medmtl.study import Study
 from medmtl.tasks.classification import ClassificationBase
 from medmtl.tasks.ordinal import Ordinal
 from medmtl.tasks.segmentation import Segmentation

@@ -21,11 +21,12 @@ from medmtl.evaluation.plots import Figure
 from medmtl.files import write_atomic
 from medmtl.inference.evidence import evidence
 from medmtl.predictor import Predictor
+from medmtl.prepared import Prepared, prepare
 from medmtl.process import device_named
 from medmtl.results.folder import Evaluation, Material, evaluate_cases
 from medmtl.results.tracking import flat_metrics, reopened
 from medmtl.runs import RunFolder
-from medmtl.study import EvaluationConfig, Prepared, Study, prepare
+from medmtl.study import EvaluationConfig, Study
 from medmtl.tasks.annotators import Annotators
 
 Say = Callable[[str], None]

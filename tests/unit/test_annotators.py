@@ -42,8 +42,9 @@ from medmtl.data.target import ABSENT, AnnotatorsTarget
 from medmtl.experiment import train
 from medmtl.inference.pipeline import Job, predict
 from medmtl.io.raster import read_mask, write_png
+from medmtl.prepared import label_counts, prepare
 from medmtl.results import evaluate_run
-from medmtl.study import Study, label_counts, prepare
+from medmtl.study import Study
 from medmtl.tasks.annotators import Annotators
 from medmtl.tasks.base import summary
 

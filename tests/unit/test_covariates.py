@@ -15,7 +15,8 @@ from medmtl.data.covariates import Covariates
 from medmtl.models.head import pooled_head
 from medmtl.models.multitask import MultiTaskModel
 from medmtl.predictor import Predictor
-from medmtl.study import Study, prepare
+from medmtl.prepared import prepare
+from medmtl.study import Study
 
 KNOWN = Covariates(numeric=("age", "education"), categorical=("sex",))
 ROWS = ({"age": "70", "sex": "F"}, {"age": "74", "sex": "M", "education": "12"}, {"age": "60", "education": "12"}, {})

@@ -9,7 +9,7 @@ import pytest
 import torch
 from laws import cases, refuses, written
 
-from medmtl.bundle import load_bundle
+from medmtl.bundle import load_bundle, save_bundle
 from medmtl.config import override, validate
 from medmtl.data.case import write_manifest
 from medmtl.engine import checkpoint
@@ -18,9 +18,10 @@ from medmtl.engine.fit import Trainer
 from medmtl.errors import TrainingInterrupted
 from medmtl.experiment import build_trainer, train
 from medmtl.finetune import freeze, start_from
+from medmtl.prepared import prepare
 from medmtl.results import evaluate_run
 from medmtl.runs import RunFolder
-from medmtl.study import Study, prepare
+from medmtl.study import Study
 
 PARTS = ("train", "train", "val", "test")
 INIT = "init={bundle: BUNDLE, parts: [encoder, heads.size]}"
@@ -96,6 +97,23 @@ def test_a_number_keeps_the_scale_that_its_head_learned(place, tmp_path):
     assert (started.tasks["size"].centre, started.tasks["size"].scale) == (
         bundle.spec.tasks["size"].centre, bundle.spec.tasks["size"].scale
     )  # fmt: skip
+
+
+def test_a_head_keeps_the_scale_of_its_covariates(place, tmp_path):
+    """Its weights act on ages as the bundle standardised them, whatever the mean of the new patients is."""
+    ages = {name: [replace(c, meta={"age": str(first + i)}) for i, c in enumerate(_cases())]
+            for name, first in (("young", 20), ("old", 70))}  # fmt: skip
+    for name, made in ages.items():
+        write_manifest(place / f"{name}.csv", made)
+    young, old = (prepare(_study(place, "covariates={numeric: [age]}", manifest=f"{name}.csv")) for name in ages)
+    model = young.spec.build()
+    save_bundle(tmp_path / "young", young.spec, model, provenance={}, card="")
+    init = f"init={{bundle: {tmp_path / 'young'}, parts: [heads.size]}}"
+    started = prepare(_study(place, "covariates={numeric: [age]}", init, manifest="old.csv")).spec.covariates
+    assert started.scales["age"] == young.spec.covariates.scales["age"] != old.spec.covariates.scales["age"]
+    encoder = f"init={{bundle: {tmp_path / 'young'}, parts: [encoder]}}"
+    fresh = prepare(_study(place, "covariates={numeric: [age]}", encoder, manifest="old.csv")).spec.covariates
+    assert fresh.scales["age"] == old.spec.covariates.scales["age"], "no head is started from: its own scale"
 
 
 def test_what_is_frozen_is_bit_equal_after_training_and_the_rest_has_moved(place, tmp_path):

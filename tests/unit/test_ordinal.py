@@ -24,7 +24,8 @@ from medmtl.evaluation.summary import evaluate_table
 from medmtl.inference.pipeline import Job, predict
 from medmtl.io.raster import write_png
 from medmtl.models.head import CumulativeHead
-from medmtl.study import Study, prepare
+from medmtl.prepared import prepare
+from medmtl.study import Study
 from medmtl.tasks.base import summary
 from medmtl.tasks.ordinal import Ordinal
 

@@ -9,8 +9,9 @@ from medmtl.config import override, plain, validate
 from medmtl.data.case import write_manifest
 from medmtl.engine.callbacks import Callbacks
 from medmtl.experiment import build_trainer
+from medmtl.prepared import label_counts, prepare
 from medmtl.runs import RunFolder
-from medmtl.study import HARMLESS, Study, label_counts, prepare
+from medmtl.study import HARMLESS, Study
 
 PARTS = ("train", "train", "val", "test")
 

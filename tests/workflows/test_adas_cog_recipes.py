@@ -12,7 +12,8 @@ from medmtl.data.case import Manifest, read_manifest
 from medmtl.data.synthetic.brain import write_brain_study
 from medmtl.data.synthetic.brain_anatomy import REGIONS
 from medmtl.data.synthetic.brain_source import write_brain_source
-from medmtl.study import Study, prepare
+from medmtl.prepared import prepare
+from medmtl.study import Study
 from workflows.adas_cog import prepare as workflow
 
 CONFIGS = Path(__file__).parents[2] / "configs"

@@ -177,6 +177,7 @@ def test_prediction_of_a_folder(place: Path, capsys: pytest.CaptureFixture[str])
     table = pd.read_csv(place / "out" / "predictions.csv")
     assert len(table) == 5
     assert table["atypical.p.atypical"].between(0, 1).all()
+    assert set(table["gate"]) <= {"in_range", "warn"}, "training left a fingerprint in the bundle"
     (scans / "broken.png").write_bytes(b"")
     assert cli.run(["predict", str(bundle), str(scans), str(place / "out")]) == 3
     assert "5 of 6 inputs" in capsys.readouterr().out

@@ -16,7 +16,8 @@ from medmtl.engine.fit import Trainer
 from medmtl.errors import TrainingInterrupted
 from medmtl.experiment import train
 from medmtl.predictor import Predictor
-from medmtl.study import Study, prepare
+from medmtl.prepared import prepare
+from medmtl.study import Study
 
 pytestmark = pytest.mark.slow  # two short trainings from files
 TIMES = ["total", "m12"]

@@ -21,7 +21,8 @@ from medmtl.inference.explain import ExplainJob, explain
 from medmtl.io.nifti import read_nifti, write_nifti
 from medmtl.io.volume import Volume
 from medmtl.predictor import Predictor
-from medmtl.study import Study, prepare
+from medmtl.prepared import prepare
+from medmtl.study import Study
 
 SIZE = (26, 30, 24)
 STUDY = {
