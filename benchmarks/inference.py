@@ -1,8 +1,10 @@
 """What prediction costs: one shared model against one model per task, the whole job against its forward passes, and
-memory against the number of images. Every figure is a ratio of two CPU times of one torch thread (or of two peaks) of
-one run on one machine: threads of torch that wait for one another on a busy machine would count as work.
+memory against the number of images. Every figure is a ratio of two times (or of two peaks) of one run on one machine,
+the better of several rounds each. CPU time tells what the work is, even on a busy machine; wall time, with one torch
+thread and a core beside it, what is left of it when reading and writing overlap with the network: that one needs a
+quiet machine.
 
-    python benchmarks/inference.py --images 64 --tasks 3 --size 128 --encoder efficientnet_b0
+    python benchmarks/inference.py --images 512 --tasks 3 --size 128 --encoder efficientnet_b0 --batch 32
 """
 
 import argparse
@@ -11,6 +13,8 @@ import multiprocessing
 import resource
 import tempfile
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -19,12 +23,13 @@ import torch
 from rich.console import Console
 
 from medmtl.bundle import ModelSpec, load_bundle, save_bundle
-from medmtl.inference.pipeline import Job, predict
+from medmtl.inference.pipeline import Job, opened
 from medmtl.io.raster import read_image, write_png
 from medmtl.predictor import Predictor
+from medmtl.process import hold_memory
 
-FEW, MANY = 50, 1000  # pictures
-_MEMORY_S = 60.0  # for both jobs whose peaks are compared
+FEW, MANY = 100, 10_000  # pictures
+_MEMORY_S = 300.0  # for both jobs whose peaks are compared
 
 
 def bundle(folder: Path, encoder: str, size: int, tasks: list[str]) -> Path:
@@ -48,29 +53,41 @@ def scans(folder: Path, count: int, size: int) -> Path:
     return folder
 
 
-def job_s(path: Path, source: Path, out: Path, batch: int, workers: int) -> float:
-    began = time.process_time()
+@dataclass(frozen=True)
+class Cost:
+    """Seconds of one job, or of its forward passes alone."""
+
+    cpu: float
+    wall: float
+    stages: Mapping[str, float] = field(default_factory=dict)
+
+
+def job_cost(path: Path, source: Path, out: Path, batch: int, workers: int) -> Cost:
+    """The whole job: bundle, folder, reading, network, writing, tables."""
+    cpu, wall = time.process_time(), time.perf_counter()
     job = Job(path, source, out, device="cpu", batch_size=batch, workers=workers)
-    summary = predict(job, console=Console(file=io.StringIO()))
+    with opened(job, Console(file=io.StringIO())) as session:
+        summary = session.run()
     assert summary.exit_code == 0
-    return time.process_time() - began
+    return Cost(time.process_time() - cpu, time.perf_counter() - wall, dict(session.work.seconds))
 
 
-def forward_s(path: Path, source: Path, batch: int) -> float:
+def forward_cost(path: Path, source: Path, batch: int) -> Cost:
     """The forward passes alone, of images that are in memory already."""
+    hold_memory()  # as the job does
     loaded = load_bundle(path)
     predictor = Predictor.of(loaded)
     images = [loaded.spec.preprocess.apply(read_image(file, channels=3)) for file in sorted(source.glob("*.png"))]
     batches = [torch.stack(images[start : start + batch]) for start in range(0, len(images), batch)]
     predictor.decode(batches[0])
-    began = time.process_time()
+    cpu, wall = time.process_time(), time.perf_counter()
     for one in batches:
         predictor.decode(one)
-    return time.process_time() - began
+    return Cost(time.process_time() - cpu, time.perf_counter() - wall)
 
 
 def peak(arguments: tuple[Path, Path, Path, int, int], pipe: "Connection[int, int]") -> None:
-    job_s(*arguments)
+    job_cost(*arguments)
     pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
@@ -100,10 +117,10 @@ def memory(bundle_path: Path, root: Path, size: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=64)
+    parser.add_argument("--images", type=int, default=512)
     parser.add_argument("--tasks", type=int, default=3)
     parser.add_argument("--size", type=int, default=128)
-    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--encoder", default="efficientnet_b0")
@@ -115,21 +132,30 @@ def main() -> None:
         source = scans(root / "scans", given.images, given.size)
         shared = bundle(root / "shared", given.encoder, given.size, names)
         single = [bundle(root / name, given.encoder, given.size, [name]) for name in names]
-        ratios: list[float] = []
-        overheads: list[float] = []
+        shares: list[Cost] = []
+        singles: list[Cost] = []
+        passes: list[Cost] = []
         for number in range(given.repeats):
-            one = job_s(shared, source, root / f"out-{number}", given.batch, given.workers)
+            passes.append(forward_cost(shared, source, given.batch))
+            shares.append(job_cost(shared, source, root / f"out-{number}", given.batch, given.workers))
             each = [
-                job_s(path, source, root / f"out-{number}-{path.name}", given.batch, given.workers) for path in single
+                job_cost(path, source, root / f"out-{number}-{path.name}", given.batch, given.workers)
+                for path in single
             ]
-            ratios.append(sum(each) / one)
-            overheads.append(one / forward_s(shared, source, given.batch))
-        print(f"{given.encoder}, {given.images} images of {given.size} px")
-        for what, found in (
-            (f"{given.tasks} single-task models / one shared model", ratios),
-            ("whole job / its forward passes", overheads),
+            singles.append(Cost(sum(one.cpu for one in each), sum(one.wall for one in each)))
+        print(f"{given.encoder}, {given.images} images of {given.size} px, batches of {given.batch}, one torch thread")
+        for what, above, below in (
+            (f"{given.tasks} single-task models / one shared model", singles, shares),
+            ("whole job / its forward passes", shares, passes),
         ):
-            print(f"{what}: median {np.median(found):.2f} ({min(found):.2f} to {max(found):.2f})")
+            cpu, wall = (
+                min(getattr(cost, kind) for cost in above) / min(getattr(cost, kind) for cost in below)
+                for kind in ("cpu", "wall")
+            )
+            print(f"{what}: CPU time {cpu:.2f}, wall time {wall:.2f}")
+        best = min(shares, key=lambda cost: cost.wall)
+        stages = ", ".join(f"{name} {100 * seconds / best.wall:.0f} %" for name, seconds in best.stages.items())
+        print(f"the job waits for: {stages}")
         print(memory(bundle(root / "small", "test_efficientnet", 32, names[:1]), root, 32))
 
 

@@ -300,10 +300,15 @@ def read_pooled(place: Path) -> Side:
 
 
 def compare_pooled(
-    a: Sequence[Path], b: Sequence[Path], out: Path | None, *, resamples: int = 1000
+    a: Sequence[Path],
+    b: Sequence[Path],
+    out: Path | None,
+    *,
+    resamples: int = 1000,
+    where: Mapping[str, str] | None = None,
 ) -> tuple[Mapping[str, Any], str]:
     """As :func:`medmtl.results.compare_runs`, of pooled evaluations: each side's cases decided by their own folds."""
-    return compare_places(read_pooled, a, b, out, resamples=resamples)
+    return compare_places(read_pooled, a, b, out, resamples=resamples, where=where)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

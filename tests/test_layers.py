@@ -20,12 +20,12 @@ LAYERS = {
     "bundle": 5, "predictor": 5.1, "fingerprint": 5.2, "finetune": 5.2, "export": 5.3,
     "ingest": 5.9,
     "engine": 6, "inference": 6, "evaluation": 6, "controls": 6.5,
-    "study": 7, "prepared": 7.1, "runs": 7.1, "card": 7.2, "experiment": 7.25, "results": 7.3,
+    "study": 7, "prepared": 7.1, "runs": 7.1, "card": 7.2, "assembly": 7.2, "experiment": 7.25, "results": 7.3,
     "nested": 7.4, "pooling": 7.4, "crossval": 7.5, "sweep": 7.5,
     "demo": 8, "doctor": 8, "cli": 8.1, "ui": 8, "__main__": 8.2,
 }  # fmt: skip
 EDGES = {  # library -> the only places that may import it
-    "mlflow": ("engine/mlflow.py", "engine/mlflow_store.py", "engine/pyfunc_model.py"),
+    "mlflow": ("engine/mlflow.py", "engine/mlflow_rows.py", "engine/mlflow_store.py", "engine/pyfunc_model.py"),
     "timm": ("models/",),
     "monai.networks": ("models/",),
     "torchvision": ("models/",),

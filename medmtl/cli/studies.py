@@ -82,15 +82,24 @@ def compare(
     out: Annotated[Path | None, typer.Option(help="Folder for comparison.json, .txt, .png.")] = None,
     also_a: Annotated[list[Path] | None, typer.Option(help="More runs like A (seeds): A is their mean.")] = None,
     also_b: Annotated[list[Path] | None, typer.Option(help="More runs like B.")] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(help="Only cases with this value: diagnosis=MCI (meta.diagnosis), domain=B."),
+    ] = None,
     resamples: Annotated[int, typer.Option(min=100)] = 1000,
 ) -> None:
     """The difference of two runs on the cases they share, with paired intervals clustered by group."""
+    from medmtl.errors import UserError
     from medmtl.pooling import compare_pooled, is_pooled
     from medmtl.results import compare_runs
 
     sides = [a, *(also_a or [])], [b, *(also_b or [])]
     compared = compare_pooled if any(is_pooled(place) for side in sides for place in side) else compare_runs
-    typer.echo(compared(*sides, out, resamples=resamples)[1], nl=False)
+    for item in where or ():
+        if "=" not in item:
+            raise UserError("E-CMP-WHERE", f"{item!r} is no COLUMN=VALUE", "give as diagnosis=MCI", where="--where")
+    wanted = dict(item.split("=", 1) for item in where or ())
+    typer.echo(compared(*sides, out, resamples=resamples, where=wanted)[1], nl=False)
 
 
 @app.command()

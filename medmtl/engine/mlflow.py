@@ -5,10 +5,8 @@ import logging
 import math
 import re
 import subprocess
-import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from itertools import groupby
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,9 +14,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-import medmtl
 from medmtl.config import digest, flatten
 from medmtl.engine.callbacks import Callback, TrackingConfig
+from medmtl.engine.mlflow_rows import NO_ONE, deliver
 from medmtl.engine.mlflow_store import experiment_id, prepare_store, store_failures
 from medmtl.engine.spool import KEY_LIMIT, PARAM_LIMIT, SPOOL, Row, Spool, as_text, clean_name, tag_row
 from medmtl.errors import TrainingInterrupted
@@ -27,7 +25,6 @@ from medmtl.files import atomic_path
 # isort: split
 # after mlflow_store, which sets what mlflow reads from the environment when it is imported
 import mlflow
-from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelOutput, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
@@ -36,9 +33,7 @@ __all__ = ["Tracker", "TrackingConfig", "nest", "sync_folder"]
 logging.getLogger("mlflow.system_metrics").setLevel(logging.WARNING)  # it announces every start and stop
 
 log = logging.getLogger(__name__)
-_NO_ONE = {"mlflow.user": "medmtl", "mlflow.source.name": "medmtl", "mlflow.source.type": "LOCAL"}
 _DIGEST = 36  # MLflow's limit, in characters
-_BATCH = {"metric": 1000, "param": 100, "tag": 100}
 _FLUSH_S, _FLUSH_ROWS = 5.0, 1000
 
 
@@ -89,7 +84,7 @@ class Tracker(Callback):
             client = mlflow.MlflowClient(uri)
             run = None if resume_run_id is None else _active_run(client, resume_run_id)
             nested = {} if parent is None else {"mlflow.parentRunId": parent}
-            labels = {**(_git() if training else {}), **tags, **nested, **_NO_ONE}
+            labels = {**(_git() if training else {}), **tags, **nested, **NO_ONE}
             if run is not None:
                 client.update_run(run.info.run_id, status="RUNNING")
                 if training:
@@ -99,7 +94,7 @@ class Tracker(Callback):
                     log.warning("run %s is not in this MLflow store; a new run is started", resume_run_id)
                     labels["resumed_from"] = resume_run_id
                 place = experiment_id(client, experiment or config.experiment or "medmtl", uri, artifacts)
-                run = client.create_run(place, run_name=run_name, tags=_NO_ONE)
+                run = client.create_run(place, run_name=run_name, tags=NO_ONE)
         latest = {metric.key: metric.step for metric in run.data._metric_objs} if resume_run_id else {}
         tracker = cls(uri, run.info.run_id, folder, latest=latest)
         tracker._describe(labels, params, run.data.params)
@@ -275,7 +270,7 @@ class Tracker(Callback):
             return
         if len(self._spool):
             rows = [*self._spool.rows(), *rows]
-        unsent = _deliver(self._client, rows)
+        unsent = deliver(self._client, rows)
         if unsent or len(self._spool):
             self._spool.replace(unsent)
         if unsent:
@@ -294,7 +289,7 @@ def sync_folder(folder: Path, config: TrackingConfig) -> int:
         prepare_store(uri, artifacts)
     spool = Spool(folder / SPOOL)
     if len(spool):
-        spool.replace(_deliver(mlflow.MlflowClient(uri), spool.rows()))
+        spool.replace(deliver(mlflow.MlflowClient(uri), spool.rows()))
     return len(spool)
 
 
@@ -305,93 +300,6 @@ def nest(config: TrackingConfig, run_id: str, parent: str) -> None:
         mlflow.MlflowClient(uri).set_tag(run_id, "mlflow.parentRunId", parent)
     except Exception as error:  # only where a page shows a run: no reason to stop
         log.warning("MLflow does not show run %s under its parent: %s", run_id, type(error).__name__)
-
-
-def _deliver(client: mlflow.MlflowClient, rows: list[Row]) -> list[Row]:
-    """Send rows in order and return those from the first that the server did not take; a repeat does no harm."""
-    sent = 0
-    for chunk in _chunks(rows):
-        try:
-            _apply(client, chunk)
-        except Exception as error:  # whatever a tracking server does, it must not stop a training
-            if not isinstance(error, MlflowException) or error.error_code != "INVALID_PARAMETER_VALUE":
-                log.debug("MLflow did not take %d rows", len(chunk), exc_info=True)
-                return rows[sent:]
-            if len(chunk) == 1:
-                log.warning("MLflow refuses %s %s: %s", chunk[0]["kind"], chunk[0].get("key", ""), error.message)
-            else:  # one bad row must not take its neighbours with it
-                left = [row for one in chunk for row in _deliver(client, [one])]
-                if left:
-                    return [*left, *rows[sent + len(chunk) :]]
-        sent += len(chunk)
-    return []
-
-
-def _chunks(rows: list[Row]) -> Iterator[list[Row]]:
-    for (kind, _), group in groupby(rows, key=lambda row: (row["kind"], row["run"])):
-        members, size = list(group), _BATCH.get(kind, 1)
-        yield from (members[i : i + size] for i in range(0, len(members), size))
-
-
-def _apply(client: mlflow.MlflowClient, chunk: list[Row]) -> None:
-    row, run = chunk[0], chunk[0]["run"]
-    match row["kind"]:
-        case "metric":
-            client.log_batch(run, metrics=[Metric(r["key"], r["value"], r["timestamp"], r["step"]) for r in chunk])
-        case "param":
-            client.log_batch(run, params=[Param(r["key"], r["value"]) for r in chunk])
-        case "tag":
-            last = {r["key"]: r["value"] for r in chunk}
-            client.log_batch(run, tags=[RunTag(key, value) for key, value in last.items()])
-        case "dataset":
-            tags = [InputTag("mlflow.data.context", row["context"]), InputTag("sha256", row["sha256"])]
-            client.log_inputs(run, [DatasetInput(Dataset(**row["dataset"]), tags)])
-        case "status":
-            client.set_terminated(run, row["value"])
-        case _ if not Path(row["path"]).exists():
-            log.warning("%s has gone and was not stored in MLflow", Path(row["path"]).name)
-        case "file":
-            client.log_artifact(run, row["path"], row["folder"])
-        case "folder":
-            client.log_artifacts(run, row["path"], row["folder"])
-        case "model":
-            _store_model(client, run, Path(row["path"]), row["example"])
-
-
-def _store_model(client: mlflow.MlflowClient, run_id: str, bundle: Path, example: str | None) -> None:
-    """Log a bundle as a model by the client alone: ``mlflow.pyfunc.log_model`` would tag it with user and script."""
-    run = client.get_run(run_id)
-    record = client.create_logged_model(
-        run.info.experiment_id, name="bundle", source_run_id=run_id, tags=_NO_ONE, model_type="medmtl bundle"
-    )
-    try:
-        with tempfile.TemporaryDirectory() as scratch:
-            folder = Path(scratch) / "model"
-            model = mlflow.models.Model(
-                artifact_path=record.artifact_location,
-                run_id=run_id,
-                model_id=record.model_id,
-                model_uuid=record.model_id,
-            )
-            mlflow.pyfunc.save_model(
-                folder,
-                mlflow_model=model,
-                python_model=str(Path(__file__).with_name("pyfunc_model.py")),
-                artifacts={"bundle": str(bundle)},
-                pip_requirements=[f"medmtl=={medmtl.__version__}"],
-                signature=False,  # one inferred from a uint8 example would refuse float images
-                input_example=None if example is None else np.load(example, allow_pickle=False),
-            )
-            pyfunc = model.flavors["python_function"]
-            pyfunc["artifacts"]["bundle"]["uri"] = "bundle"  # MLflow wrote where the bundle was: an absolute path
-            pyfunc["model_code_path"] = "pyfunc_model.py"
-            model.save(str(folder / "MLmodel"))
-            client.log_model_artifacts(record.model_id, str(folder))
-    except Exception:
-        client.finalize_logged_model(record.model_id, "FAILED")
-        raise
-    client.finalize_logged_model(record.model_id, "READY")
-    client.log_outputs(run_id, [LoggedModelOutput(record.model_id, step=0)])
 
 
 def _active_run(client: mlflow.MlflowClient, run_id: str) -> Any | None:

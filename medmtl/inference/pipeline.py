@@ -32,7 +32,7 @@ from medmtl.inference.ledger import Ledger
 from medmtl.inference.outputs import check_coding
 from medmtl.inference.work import Work
 from medmtl.outfolder import LEDGER, locked
-from medmtl.process import device_named
+from medmtl.process import device_named, hold_memory
 from medmtl.progress import Progress
 from medmtl.signals import signals
 
@@ -179,6 +179,9 @@ def _loaded(job: Job, console: Console) -> tuple[Model, str, Work]:
         console.print(text, highlight=False, markup=False)
 
     device, views = device_named(job.device), job.views or bundles[0].spec.views
+    first = bundles[0].spec.preprocess
+    if first.window is not None and first.volume is None:
+        hold_memory()  # pictures: batches of one size
     model = Model.of(bundles, device=device, views=views, say=say)
     known = None if job.gate == "off" else read_fingerprint(bundles[0].folder, bundles[0].provenance)
     settings = {

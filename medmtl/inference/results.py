@@ -82,7 +82,8 @@ def _native(loaded: Loaded, probabilities: Tensor, task: Segmentation, preproces
         weight = loaded.grid.to_native(inside[None].float())[0]
         maps, inside = loaded.grid.to_native(maps), weight >= 0.5
         maps = maps / weight.clamp_min(0.5) * inside  # beside the window's edge, part of a voxel was not looked at
-    labels = maps.argmax(0).masked_fill(~inside, 0).numpy()
+    best = maps.max(0).indices  # the first of the largest, as argmax, which takes ten times as long over this axis
+    labels = best.masked_fill(~inside, 0).numpy()
     small = np.uint8 if len(task.classes) <= 256 else np.uint16
     return DenseMap(maps.numpy(), labels.astype(small), inside.numpy(), tuple(task.classes))
 

@@ -59,10 +59,10 @@ def pages(path: Path) -> int:
     return _open(path, 0, lambda image: int(getattr(image, "n_frames", 1)))
 
 
-def write_png(path: Path, array: np.ndarray) -> Path:
+def write_png(path: Path, array: np.ndarray, *, level: int = 6) -> Path:
     """Write uint8 [H, W] or [H, W, 3], uint16 [H, W], or bool [H, W] (as 0 and 1): whole or not at all.
 
-    No time, name or other metadata is stored, so equal arrays give equal bytes.
+    No time, name or other metadata is stored, so equal arrays give equal bytes. ``level`` is zlib's: 0 (fast) to 9.
     """
     pixels = array.astype(np.uint8) if array.dtype == np.bool_ else array
     fits = (pixels.dtype == np.uint8 and (pixels.ndim == 2 or pixels.shape[2:] == (3,))) or (
@@ -70,7 +70,7 @@ def write_png(path: Path, array: np.ndarray) -> Path:
     )
     assert fits, f"a PNG needs uint8 [H, W] or [H, W, 3], or uint16 [H, W]; got {array.dtype} {list(array.shape)}"
     stream = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels)).save(stream, format="PNG", compress_level=6)
+    Image.fromarray(np.ascontiguousarray(pixels)).save(stream, format="PNG", compress_level=level)
     return write_atomic(path, stream.getvalue())
 
 

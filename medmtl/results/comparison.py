@@ -15,20 +15,33 @@ from medmtl.results.folder import CASES, SPEC, to_json
 
 
 def compare_runs(
-    a: Sequence[Path], b: Sequence[Path], out: Path | None, *, resamples: int = 1000
+    a: Sequence[Path],
+    b: Sequence[Path],
+    out: Path | None,
+    *,
+    resamples: int = 1000,
+    where: Mapping[str, str] | None = None,
 ) -> tuple[Mapping[str, Any], str]:
     """The paired difference b - a, with intervals, on the test cases that evaluated runs or folders share.
 
-    Several runs on a side (seeds) count as the mean of their metrics.
+    Several runs on a side (seeds) count as the mean of their metrics. ``where``: only the cases with these values of
+    ``domain`` or of columns ``meta.<name>``.
     """
-    return compare_places(_evaluated, a, b, out, resamples=resamples)
+    return compare_places(_evaluated, a, b, out, resamples=resamples, where=where)
 
 
 def compare_places(
-    read: Callable[[Path], Side], a: Sequence[Path], b: Sequence[Path], out: Path | None, *, resamples: int
+    read: Callable[[Path], Side],
+    a: Sequence[Path],
+    b: Sequence[Path],
+    out: Path | None,
+    *,
+    resamples: int,
+    where: Mapping[str, str] | None = None,
 ) -> tuple[Mapping[str, Any], str]:
     """The paired difference of the test cases that ``read`` finds at each place, and what is written of it."""
-    sides = [[read(place) for place in places] for places in (a, b)]
+    wanted = where or {}
+    sides = [[_only(read(place), wanted, place) for place in places] for places in (a, b)]
     shared = [name for name in sides[0][0][1] if all(name in tasks for side in sides for _, tasks in side)]
     if not shared:
         raise UserError("E-CMP-TASKS", "the runs share no task", "compare runs of one study", where="compare")
@@ -36,12 +49,30 @@ def compare_places(
     comparison = compare_repeats(left, right, resamples=resamples)
     labels = (a[0].name, b[0].name) if len(a) == len(b) == 1 and a[0].name != b[0].name else ("A", "B")
     text = format_comparison(comparison, labels=labels)
+    if wanted:
+        text = f"cases with {', '.join(f'{name} = {value}' for name, value in wanted.items())}\n{text}"
     if out is not None:
-        names = {"a": [place.name for place in a], "b": [place.name for place in b]}
+        names = {"a": [place.name for place in a], "b": [place.name for place in b], "where": dict(wanted)}
         write_atomic(out / "comparison.json", to_json({**names, **comparison}))
         write_atomic(out / "comparison.txt", text)
         plots.save(plots.comparison_figure(comparison, labels=labels), out, "comparison")
     return comparison, text
+
+
+def _only(side: Side, wanted: Mapping[str, str], place: Path) -> Side:
+    """The cases with the wanted values; those of a column that is missing, or of a value that none has, are refused."""
+    table, tasks = side
+    for name, value in wanted.items():
+        column = name if name == "domain" else f"meta.{name}"
+        if column not in table.columns:
+            known = ["domain", *(str(other)[5:] for other in table.columns if str(other).startswith("meta."))]
+            raise UserError("E-CMP-WHERE", f"no column {name!r}", f"choose of {', '.join(known)}", where=str(place))
+        values = table[column].fillna("").astype(str)
+        if not (values == value).any():
+            some = ", ".join(sorted(set(values) - {""})[:10])
+            raise UserError("E-CMP-WHERE", f"no test case with {name} {value!r}", f"it is {some}", where=str(place))
+        table = table[values == value]
+    return table, tasks
 
 
 def _evaluated(place: Path) -> Side:

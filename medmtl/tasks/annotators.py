@@ -144,7 +144,7 @@ class Annotators(Segmentation):
         drawn, K = np.stack(list(masks.values())), len(self.classes)
         consensus = majority(drawn, classes=K) if self.reference == "majority" else planes[-1]
         row = super().row(decoded, torch.from_numpy(consensus))
-        predicted = decoded.argmax(0).cpu().numpy()
+        predicted = decoded.max(0).indices.cpu().numpy()
         for name in self.annotators:
             row |= self._with_annotator(name, predicted, masks.get(name))
         within = dice_overlaps(drawn, drawn, classes=K)[np.triu_indices(len(drawn), 1)]

@@ -68,7 +68,7 @@ class Segmentation(Task):
 
     def row(self, decoded: Tensor, target: Tensor | None) -> dict[str, float | str]:
         """Foreground fractions as ``target`` and ``prediction``; true area, Dice, IoU and HD95 per foreground class."""
-        predicted = decoded.argmax(0)
+        predicted = decoded.max(0).indices  # argmax takes ten times as long over this axis
         row: dict[str, float | str] = {"prediction": float((predicted > 0).float().mean())}
         if target is None:
             return row

@@ -9,6 +9,7 @@ import pytest
 import torch
 from laws import cases, refuses, written
 
+from medmtl.assembly import build_trainer
 from medmtl.bundle import load_bundle, save_bundle
 from medmtl.config import override, validate
 from medmtl.data.case import write_manifest
@@ -16,7 +17,7 @@ from medmtl.engine import checkpoint
 from medmtl.engine.callbacks import Callbacks
 from medmtl.engine.fit import Trainer
 from medmtl.errors import TrainingInterrupted
-from medmtl.experiment import build_trainer, train
+from medmtl.experiment import train
 from medmtl.finetune import freeze, start_from
 from medmtl.prepared import prepare
 from medmtl.results import evaluate_run

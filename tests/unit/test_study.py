@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 from laws import cases, refuses, written
 
+from medmtl.assembly import build_trainer
 from medmtl.config import override, plain, validate
 from medmtl.data.case import write_manifest
 from medmtl.engine.callbacks import Callbacks
-from medmtl.experiment import build_trainer
 from medmtl.prepared import label_counts, prepare
 from medmtl.runs import RunFolder
 from medmtl.study import HARMLESS, Study

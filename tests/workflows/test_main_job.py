@@ -143,6 +143,22 @@ def test_compare_and_ensemble(place: Path, capsys: pytest.CaptureFixture[str]) -
     assert (p[2] - (p[0] + p[1]) / 2).abs().max() < 1e-9
 
 
+def test_compare_only_the_cases_with_a_value(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a, b = runs(place)
+    table = pd.read_csv(a / "evaluation" / "cases.csv")
+    rows = table[(table["task"] == "atypical") & (table["split"] == "test") & table["target"].notna()]
+    domain, count = rows["domain"].value_counts().index[0], int(rows["domain"].value_counts().iloc[0])
+    given = ["compare", str(a), str(b), "--out", str(place / "one"), "--resamples", "100", "--where"]
+    assert cli.run([*given, f"domain={domain}"]) == 0
+    comparison = json.loads((place / "one" / "comparison.json").read_text())
+    assert comparison["where"] == {"domain": domain}
+    assert comparison["tasks"]["atypical"]["overall"]["auroc"]["n"] == count < len(rows)
+    capsys.readouterr()
+    for wrong in ("domain=nowhere", "colour=red", "domain"):
+        assert cli.run([*given, wrong]) == 2
+        assert "E-CMP-WHERE" in capsys.readouterr().err
+
+
 def test_single_task_is_the_same_network_on_one_task(place: Path) -> None:
     arguments = [str(place / "study.yaml"), "--single-task", "atypical", "--runs", str(place / "runs")]
     assert cli.run(["train", *arguments]) == 0

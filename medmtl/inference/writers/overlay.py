@@ -9,6 +9,7 @@ from medmtl.io.raster import write_png
 # Okabe and Ito 2008, told apart with any colour vision; black and grey left out, they look like anatomy
 COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167))
 _OPACITY = 0.35
+_FAST = 1  # of zlib: photographs get 1 % larger than at 6, in half the time
 _UNSEEN = 0.5  # brightness of what the network did not look at
 
 
@@ -24,7 +25,7 @@ def write_mask(path: Path, labels: np.ndarray) -> Path:
 
 def write_overlay(path: Path, image: np.ndarray, labels: np.ndarray, *, seen: np.ndarray) -> Path:
     """``labels`` [H, W] over ``image`` [1 or 3, H, W] in [0, 1]; where not ``seen`` [H, W] the image is darkened."""
-    return write_png(path, overlay(image, labels, seen=seen))
+    return write_png(path, overlay(image, labels, seen=seen), level=_FAST)
 
 
 def overlay(image: np.ndarray, labels: np.ndarray, *, seen: np.ndarray) -> np.ndarray:
