@@ -17,11 +17,11 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from medmtl.assembly import build_trainer
 from medmtl.config import validate
 from medmtl.data.synthetic.mitosis import PHASES, write_mitosis_study
 from medmtl.engine.callbacks import Callbacks
 from medmtl.engine.fit import Trainer
-from medmtl.assembly import build_trainer
 from medmtl.models.encoder import TimmConfig
 from medmtl.predictor import channels_last
 from medmtl.prepared import prepare

@@ -29,6 +29,9 @@ class Writer(Protocol):
     def __call__(self, out: Path, *, cases: int, groups: int) -> Path: ...
 
 
+_FEWEST_GROUPS = 9  # three of each scanner: training, validation, test
+
+
 @dataclass(frozen=True)
 class DemoStudy:
     """A drawn study and the file that trains it, ``<name>.yaml`` in the folder of the small configurations."""
@@ -41,7 +44,8 @@ class DemoStudy:
     def draw(self, out: Path, cases: int) -> Path:
         """The manifest of the study in ``out``, which is drawn unless it is there."""
         path = out / "manifest.csv"
-        return path if path.is_file() else self.write(out, cases=cases, groups=round(self.groups * cases / self.cases))
+        groups = max(_FEWEST_GROUPS, round(self.groups * cases / self.cases))
+        return path if path.is_file() else self.write(out, cases=cases, groups=groups)
 
 
 DEMOS = (

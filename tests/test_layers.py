@@ -35,6 +35,7 @@ EDGES = {  # library -> the only places that may import it
     "dicomanonymizer": ("io/deidentify/",),
     "isal": ("io/",),
     "onnxruntime": ("export/",),
+    "ray": ("inference/cluster_ray.py",),
     "typer": ("cli/",),
     "nibabel": ("io/", "inference/writers/"),
     "pydicom": ("io/", "data/synthetic/", "inference/writers/"),

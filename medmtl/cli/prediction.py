@@ -61,6 +61,12 @@ def predict(
     max_case_gib: Annotated[float, typer.Option(min=0.01, help="Largest volume in memory.")] = 4.0,
     max_failures: Annotated[int | None, typer.Option(min=0, help="Stop when more images than this failed.")] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace the results of another bundle or other settings.")] = False,
+    ray: Annotated[
+        int | None, typer.Option(min=1, help="Share the work out over so many workers of Ray (extra: medmtl[ray]).")
+    ] = None,
+    ray_address: Annotated[
+        str | None, typer.Option(help="With --ray: HOST:PORT of a Ray cluster, or auto; default: one for this job.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be done; write nothing.")] = False,
     watch: Annotated[
         bool, typer.Option("--watch", help="Go on: predict what is added to SCANS, until stopped.")
@@ -81,6 +87,11 @@ def predict(
 
     if watch and dry_run:
         raise UserError("E-PRE-JOB", "--watch and --dry-run together", "give one of them", where="predict")
+    if ray is not None and (watch or dry_run):
+        other = "--watch" if watch else "--dry-run"
+        raise UserError("E-PRE-JOB", f"--ray and {other} together", "give one of them", where="predict")
+    if ray is None and ray_address is not None:
+        raise UserError("E-PRE-JOB", "--ray-address without --ray", "give the number of workers", where="predict")
     job = Job(
         bundle=bundle,
         source=source,
@@ -108,6 +119,10 @@ def predict(
     )
     if dry_run:
         return _dry_run(job)
+    if ray is not None:
+        from medmtl.inference.cluster import Cluster, predict_on_ray
+
+        return _told(predict_on_ray(job, Cluster(ray, ray_address)))
     if watch:
         from medmtl.inference.watch import watch as watch_folder
 
@@ -116,6 +131,21 @@ def predict(
 
     summary = predict_folder(job)
     return _told(summary) if job.shard.rank == 0 else summary.exit_code
+
+
+@app.command("watch-health")
+def watch_health(
+    out: Annotated[Path, typer.Argument(help="Folder that `medmtl predict --watch` writes to.")],
+    max_age: Annotated[
+        float | None, typer.Option(min=1, help="Seconds without a sign of life; default: what the watcher says.")
+    ] = None,
+) -> int:
+    """Whether the watcher of a folder is at work: exit code 0, or 1 and the reason. For containers and monitoring."""
+    from medmtl.inference.heartbeat import health
+
+    found = health(out, max_age_s=max_age)
+    typer.echo(f"{'healthy' if found.ok else 'unhealthy'}: {found.reason}")
+    return 0 if found.ok else 1
 
 
 def _output(write: str, probabilities: str, segmentation: str, coding: Path | None) -> "Output":

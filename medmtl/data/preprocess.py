@@ -159,7 +159,15 @@ class Preprocess(Config):
 
     def apply(self, image: Tensor | np.ndarray) -> Tensor:
         """One image [C, *S] in [0, 1] as the network sees it, without any random step; it shares no memory with it."""
-        return self.finish(self.to_window(self.context({IMAGE: torch.as_tensor(image)})))[IMAGE].clone()
+        return self.normalised(self.seen(torch.as_tensor(image)))
+
+    def seen(self, image: Tensor) -> Tensor:
+        """One image as the network sees it, but not normalised; it may share memory with ``image``."""
+        return self.to_window(self.context({IMAGE: image}))[IMAGE]
+
+    def normalised(self, seen: Tensor) -> Tensor:
+        """What :meth:`seen` gave, normalised, with a memory of its own."""
+        return self.finish({IMAGE: seen})[IMAGE].clone()
 
     def restore(self, maps: Tensor, native_shape: Sequence[int]) -> Restored:
         """Maps [K, *window] of the network on the grid of the image it was given, of shape ``native_shape`` [*S].

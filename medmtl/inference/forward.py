@@ -41,6 +41,7 @@ class Model:
     ids: tuple[str, ...]
     spec: ModelSpec
     say: Callable[[str], None] = lambda text: None
+    features: bool = False  # the first bundle's fingerprint compares the encoder's features (format 1)
     seconds: Counter[str] = field(default_factory=Counter)  # by bundle
     images: int = 0  # that went through
     halved: int = 0  # batches that did not go through as a whole
@@ -54,6 +55,7 @@ class Model:
         device: torch.device,
         views: ViewSet | None,
         say: Callable[[str], None] = lambda text: None,
+        features: bool = False,
     ) -> "Model":
         """The model of bundles that agree in preprocessing and tasks (``E-PRE-ENSEMBLE`` otherwise)."""
         first = bundles[0]
@@ -66,7 +68,7 @@ class Model:
                     where=str(other.folder),
                 )
         members = tuple(Predictor.of(bundle, device=device, views=views or first.spec.views) for bundle in bundles)
-        return cls(members, tuple(bundle.id for bundle in bundles), _averaged([b.spec for b in bundles]), say)
+        return cls(members, tuple(bundle.id for bundle in bundles), _averaged([b.spec for b in bundles]), say, features)
 
     def decode(self, images: Mapping[str, Tensor]) -> dict[str, Decoded | UserError]:
         """What is decoded (or what went wrong) by image; images of one shape go through together, in order."""
@@ -113,7 +115,7 @@ class Model:
         features = None
         for number, (name, member) in enumerate(zip(self.ids, self.members, strict=True)):
             began = time.perf_counter()
-            if number:
+            if number or not self.features:
                 outputs = member.decode(batch)
             else:
                 with pooled(member) as calls:

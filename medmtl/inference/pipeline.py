@@ -182,8 +182,9 @@ def _loaded(job: Job, console: Console) -> tuple[Model, str, Work]:
     first = bundles[0].spec.preprocess
     if first.window is not None and first.volume is None:
         hold_memory()  # pictures: batches of one size
-    model = Model.of(bundles, device=device, views=views, say=say)
     known = None if job.gate == "off" else read_fingerprint(bundles[0].folder, bundles[0].provenance)
+    features = known is not None and "features" in known.gauges
+    model = Model.of(bundles, device=device, views=views, say=say, features=features)
     settings = {
         "medmtl": __version__,
         "views": views,

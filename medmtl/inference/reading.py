@@ -89,10 +89,11 @@ class Reader:
             raise UserError(
                 "E-PRE-CHANGED", "the file changed while it was read", "wait until it is copied and run again"
             )
-        image = self.preprocess.apply(pixels)
+        seen = self.preprocess.seen(pixels)
+        image = self.preprocess.normalised(seen)
         if not torch.isfinite(image).all():
             raise UserError("E-IMG-FINITE", "the preprocessed image holds NaN or infinity", "check its intensities")
-        facts = self._look(item, pixels, volume, grid) if self.facts else None
+        facts = self._look(item, pixels, seen, volume, grid) if self.facts else None
         return Loaded(
             item,
             image=image,
@@ -130,12 +131,12 @@ class Reader:
         volume = finite(load_stack(item.stack), fill=self.fill_nan)
         return volume if volume.affine is None else not_constant(volume)  # a blank picture is a warning
 
-    def _look(self, item: Input, pixels: Tensor, volume: Volume | None, grid: Grid | None) -> Facts:
+    def _look(self, item: Input, pixels: Tensor, seen: Tensor, volume: Volume | None, grid: Grid | None) -> Facts:
         header = item.stack.first if item.stack is not None else None
         labels = {}
         if header is not None:
             labels = {"modality": header.modality, "body_part": dicom_value(header, "BodyPartExamined")}
-        return look(pixels, volume=volume, grid=grid, preprocess=self.preprocess, **labels)
+        return look(pixels, seen=seen, volume=volume, grid=grid, preprocess=self.preprocess, labels=labels)
 
 
 def picture(volume: Volume, *, channels: int) -> npt.NDArray[np.float32]:

@@ -8,6 +8,8 @@ written after each study, whole or not at all.
 A study that ends the process (a decoder that crashes, memory that the system takes back) is begun at most twice: before
 it is begun, that is written down, and afterwards erased. Then it is quarantined: each of its files is a row, and it is
 left alone until it changes.
+
+Steps leave a sign of life (:mod:`.heartbeat`), so that a watcher that hangs or died can be told from one at work.
 """
 
 import contextlib
@@ -16,12 +18,15 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import wraps
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from medmtl.errors import OK, EnvironmentFailure, TrainingInterrupted, UserError
 from medmtl.files import write_atomic
+from medmtl.inference.heartbeat import Heart
 from medmtl.inference.inputs import Listing
 from medmtl.inference.job import Job, Summary
 from medmtl.inference.pipeline import Session, opened
@@ -41,6 +46,7 @@ class Clock:
 
     now: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
+    wall: Callable[[], float] = time.time  # seconds since 1970
 
 
 @dataclass
@@ -73,24 +79,57 @@ def watch(job: Job, *, settle_s: float = 30.0, clock: Clock = Clock(), console: 
     if job.shard.world > 1:
         raise UserError("E-PRE-JOB", f"{job.shard.world} processes watch one folder", "start one", where="WORLD_SIZE")
     with opened(job, console) as session:
-        settled = Settled(settle_s)
+        settled, heart = Settled(settle_s), _heart(session, clock)
         with contextlib.suppress(TrainingInterrupted):
             while not session.caught:
-                _round(session, settled, clock)
+                heart.turn("waiting")
+                _round(session, settled, clock, heart)
                 if not session.caught:
                     clock.sleep(min(_POLL_S, max(settle_s, 0.01)))
-        return replace(session.report(_known(session)), exit_code=OK)
+        heart.turn("working")
+        summary = replace(session.report(_known(session)), exit_code=OK)
+        heart.turn("stopped")
+        return summary
 
 
-def _round(session: Session, settled: Settled, clock: Clock) -> None:
+def _round(session: Session, settled: Settled, clock: Clock, heart: Heart) -> None:
     """Take every study that has stopped growing."""
     states = _states(session.job)
     for name in settled.look(states, clock.now()):
         if session.caught:
             return
+        heart.turn("working")
         _take(session, name, states[name])
         settled.taken[name] = states[name]
-        session.report(_known(session))
+        summary = session.report(_known(session))
+        heart.took(summary.ok, summary.total - summary.ok)
+
+
+def _heart(session: Session, clock: Clock) -> Heart:
+    """A heart that takes a step after each file that is read, layer that is computed and batch that is recorded.
+
+    Layers, since a single pass of a large volume through a network can take minutes.
+    """
+    known = [entry.status for entry in session.work.ledger.entries.values()]
+    heart = Heart(session.job.out, clock.wall, ok=known.count("ok"), failed=len(known) - known.count("ok"))
+    for member in session.work.model.members:
+        for module in member.model.modules():
+            module.register_forward_hook(lambda *_: heart.step())
+    reader, ledger = session.work.reader, session.work.ledger
+    for owner, name in ((reader, "digest"), (reader, "read"), (ledger, "append")):
+        setattr(owner, name, _then(getattr(owner, name), heart.step))
+    return heart
+
+
+def _then(function: Callable[..., Any], after: Callable[[], None]) -> Callable[..., Any]:
+    @wraps(function)
+    def both(*given: Any, **named: Any) -> Any:
+        try:
+            return function(*given, **named)
+        finally:
+            after()
+
+    return both
 
 
 def _states(job: Job) -> dict[str, State]:

@@ -1,6 +1,7 @@
 """What can be shown of the images without an engine: linted, valid, whole; inference needs no more than it has.
 
-``docker/outside.py`` carries out their steps; that takes an index and minutes.
+``docker/outside.py`` carries out their steps and ``docker/promises.py`` tries what comes of them; that takes an index
+and minutes. What of these two needs neither is tested in test_docker_outside.py.
 """
 
 import json
@@ -16,6 +17,7 @@ import torch
 import yaml
 
 from medmtl.bundle import ModelSpec, save_bundle
+from medmtl.cli.app import app
 from medmtl.data.synthetic.mitosis import write_mitosis_study
 
 ROOT = Path(__file__).parents[2]
@@ -47,18 +49,6 @@ def test_the_two_differ_in_the_device_alone() -> None:
     assert steps[0] == steps[1]
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_what_is_copied_is_here_and_nobody_is_root(name: str) -> None:
-    text = (DOCKER / name).read_text(encoding="utf-8")
-    for line in re.findall(r"^COPY (?!--from)(.+)$", text, flags=re.M):
-        sources = [part for part in line.split() if not part.startswith("--")][:-1]
-        assert sources and all((ROOT / source).exists() for source in sources), line
-    assert re.search(r"^ARG PYTHON=\d+\.\d+\.\d+-", text, flags=re.M), "the base is pinned to a patch release"
-    for stage in re.split(r"^FROM ", text, flags=re.M)[1:]:
-        users = re.findall(r"^USER (\S+)$", stage, flags=re.M)
-        assert not users or users[-1] == "1000:1000", stage
-
-
 def test_compose_is_valid_and_opens_loopback_alone() -> None:
     command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
     done = subprocess.run([*command, DOCKER / "compose.yaml"], capture_output=True, text=True)
@@ -69,7 +59,16 @@ def test_compose_is_valid_and_opens_loopback_alone() -> None:
     watch = services["watch"]
     assert watch["network_mode"] == "none" and watch["read_only"] and watch["init"]
     assert [volume.rsplit(":", 1)[-1] == "ro" for volume in watch["volumes"]] == [True, True, False]
-    assert "healthcheck" in services["mlflow"] and "healthcheck" in services["postgres"]
+    assert all("healthcheck" in service for service in services.values())
+    program, command, out = watch["healthcheck"]["test"][1:]
+    names = {known.name or known.callback.__name__ for known in app.registered_commands if known.callback}
+    assert (program, command) == ("medmtl", "watch-health") and command in names
+    assert out == watch["command"][3] and "--watch" in watch["command"]
+    tracking = services["mlflow"]["environment"]
+    assert tracking["MLFLOW_BACKEND_STORE_URI"].startswith("postgresql+psycopg2://")  # SQLAlchemy would take another
+    assert re.fullmatch(r"psycopg2-binary==[\d.]+\n", (DOCKER / "mlflow.txt").read_text(encoding="utf-8"))
+    allowed = tracking["MLFLOW_SERVER_ALLOWED_HOSTS"].split(",")
+    assert "mlflow:*" in allowed and "*" not in allowed
     for name in FILES:
         targets = re.findall(r"^FROM .+ AS (\S+)$", (DOCKER / name).read_text(encoding="utf-8"), flags=re.M)
         assert {service["build"]["target"] for service in services.values() if "build" in service} <= set(targets)

@@ -1,8 +1,14 @@
-"""Laws of the gate: training images pass, others are named by what gives them away; a bundle keeps its own."""
+"""Laws of the gate: images of the kind pass as often as is said, others are named by what gives them away; a bundle
+keeps its own."""
 
 import csv
+import hashlib
 import io
+import json
+import math
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +16,24 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from scipy.ndimage import gaussian_filter
 
 from medmtl.bundle import ModelSpec, load_bundle, save_bundle
 from medmtl.data.case import Case
 from medmtl.data.preprocess import Preprocess
-from medmtl.errors import SafetyRefusal
+from medmtl.errors import SafetyRefusal, UserError
 from medmtl.fingerprint import (
     FILE,
+    KEY,
+    LEVEL,
     Facts,
+    Fingerprint,
     compare,
+    conformal_quantile,
     facts_of,
     features_of,
     fingerprint,
+    level_of,
     look,
     pooled,
     read_fingerprint,
@@ -40,14 +52,14 @@ CT = {"channels": 1, "volume": {"intensity": {"kind": "range", "low": -100, "hig
 
 
 def _blobs(seed: int, size: tuple[int, int] = (40, 48)) -> np.ndarray:
-    """A picture of soft discs on pink, which no noise resembles."""
+    """A picture of soft discs on pink, with a fine grain."""
     rng = np.random.default_rng(seed)
     rows, columns = np.mgrid[: size[0], : size[1]]
     image = np.full((*size, 3), (0.8, 0.6, 0.7)) + rng.normal(0, 0.02, 3)
     for _ in range(6):
         row, column, radius = rng.uniform(0, size[0]), rng.uniform(0, size[1]), rng.uniform(3, 9)
         image -= 0.35 * np.exp(-(((rows - row) ** 2 + (columns - column) ** 2) / radius**2))[..., None] * rng.random(3)
-    return (np.clip(image, 0, 1) * 255).astype(np.uint8)
+    return (np.clip(image + rng.normal(0, 0.01, image.shape), 0, 1) * 255).astype(np.uint8)
 
 
 def _study(root: Path, count: int, first: int = 0) -> list[Case]:
@@ -64,7 +76,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tree = {"preprocess": {"window": [32, 32]}, "encoder": {"name": "test_efficientnet"}, "tasks": TASKS}
     spec = ModelSpec.model_validate(tree)
     model = spec.build()
-    known = training_fingerprint(Predictor(model, spec), _study(root, 40), root, held_out=_study(root, 20, 100))
+    known = training_fingerprint(Predictor(model, spec), _study(root, 80), root, held_out=_study(root, 40, 100))
     provenance = write_fingerprint(folder, known)
     save_bundle(folder, spec, model, provenance=provenance, card="{bundle_id}")
     return folder
@@ -111,39 +123,96 @@ def test_a_header_s_free_text_is_never_repeated() -> None:
     assert "SKIN" in verdict.fields["body_part"]
 
 
-def test_the_distance_is_mahalanobis_with_a_diagonal() -> None:
+# ---- how far off, and how often images of the kind are
+
+
+def _drawn(rng: np.random.Generator, images: int, patient: int = 1) -> tuple[list[Facts], list[str]]:
+    """Two numbers that go together, alike within a patient."""
+    facts, groups = [], []
+    for number in range(images // patient):
+        centre = rng.normal(0.5, 0.1)
+        for value in centre + rng.normal(0, 0.02, patient):
+            together = {"p01": value, "p99": 1 - value + rng.normal(0, 0.01)}
+            facts.append(Facts("picture", 3, {}, appearance=together))
+            groups.append(str(number))
+    return facts, groups
+
+
+def test_the_distance_is_mahalanobis_to_the_nearest_training_image() -> None:
     rng = np.random.default_rng(0)
-    table = rng.normal(size=(500, 4)) * (1.0, 5.0, 0.1, 2.0) + (0.0, 3.0, -1.0, 10.0)
-    facts = [replace(_facts(), features=tuple(row)) for row in table]
-    known = fingerprint(facts, held_out=facts[:300])
-    mean, variance = table.mean(0), table.var(0, ddof=1)
-    expected = np.sqrt((((table[7] - mean) ** 2) / variance).mean())
-    assert known.distance(table[7]) == pytest.approx(expected)
-    assert known.distance_99 == pytest.approx(
-        np.quantile(np.sqrt((((table[:300] - mean) ** 2) / variance).mean(1)), 0.99)
-    )
-    assert compare(known, facts[0]).level == "in_range"
-    beside = replace(_facts(), features=tuple(mean + 2 * known.distance_99 * np.sqrt(variance)))
-    assert compare(known, beside).fields.keys() == {"features"}
-    assert compare(known, beside).level == "warn"
-    far = replace(_facts(), features=tuple(mean + 4 * known.distance_99 * np.sqrt(variance)))
-    assert compare(known, far).level == "refuse"
+    known = fingerprint(_drawn(rng, 300)[0])
+    gauge = known.gauges["appearance"]
+    table = np.asarray(gauge.reference)
+    mixed = np.linalg.inv(np.asarray(gauge.precision)) * np.outer(gauge.scale, gauge.scale)  # their covariance
+    found = (0.45, 0.5)
+    offsets = table - found
+    expected = np.sqrt(np.einsum("ni,ij,nj->n", offsets, np.linalg.inv(mixed), offsets) / 2).min() / gauge.unit
+    assert gauge.ratio(found) == pytest.approx(expected)
+    np.testing.assert_allclose(mixed, np.cov(table.T), rtol=0.05)  # 300 images leave little to shrink
+    assert gauge.ratio(table[7]) == pytest.approx(0, abs=1e-9)
 
 
-@pytest.mark.parametrize(("held_out", "level"), [(0, "warn"), (99, "warn"), (100, "refuse")])
-def test_few_held_out_cases_are_too_few_to_refuse_by(held_out: int, level: str) -> None:
-    """All images of a patient whom the training did not know can lie far off together."""
-    facts = [replace(_facts(), features=tuple(row)) for row in np.random.default_rng(0).normal(size=(200, 4))]
-    known = fingerprint(facts, held_out=facts[:held_out])
-    assert compare(known, replace(_facts(), features=(50.0,) * 4)).level == level
-    assert compare(known, replace(_facts(), features=(float("nan"),) * 4)).level == "refuse"
+def test_numbers_that_do_not_occur_together_are_far_off() -> None:
+    known = fingerprint(_drawn(np.random.default_rng(0), 300)[0])
+    assert compare(known, Facts("picture", 3, {}, appearance={"p01": 0.4, "p99": 0.6})).level == "in_range"
+    verdict = compare(known, Facts("picture", 3, {}, appearance={"p01": 0.6, "p99": 0.6}))
+    assert verdict.level == "refuse"
+    assert verdict.fields.keys() <= {"p01", "p99"}
+    assert verdict.distance is not None
+    assert verdict.distance > 2
 
 
-def test_a_feature_that_never_moves_measures_little() -> None:
-    rng = np.random.default_rng(0)
-    table = np.column_stack([rng.normal(size=(50, 3)), np.full(50, 2.0)])
-    known = fingerprint([replace(_facts(), features=tuple(row)) for row in table])
-    assert compare(known, replace(_facts(), features=(0.0, 0.0, 0.0, 2.001))).level == "in_range"
+@pytest.mark.parametrize(("groups", "patient"), [(150, 1), (150, 3), (40, 1)])
+def test_fresh_images_of_the_kind_are_doubted_as_often_as_is_said(groups: int, patient: int) -> None:
+    """The mean over many studies of the share of fresh images that are doubted, against the stated level."""
+    rng, shares = np.random.default_rng(0), []
+    for _ in range(20):
+        known = fingerprint(*_drawn(rng, groups * patient, patient))
+        fresh = _drawn(rng, 100 * patient, patient)[0]
+        shares.append(np.mean([compare(known, one).level != "in_range" for one in fresh]))
+    assert known.level == level_of(groups)
+    assert np.mean(shares) <= 1.25 * known.level + 0.002
+    if groups * patient == 150:
+        assert np.mean(shares) >= known.level / 5  # a gate that never doubts anything would be of no use
+
+
+def test_the_level_that_so_many_groups_allow() -> None:
+    assert level_of(99) == level_of(1000) == LEVEL == 0.01
+    assert level_of(98) > LEVEL
+    assert level_of(24) == pytest.approx(0.04)
+
+
+def test_the_quantile_counts_groups() -> None:
+    scores = np.arange(99.0)
+    assert conformal_quantile(scores, [str(n) for n in range(99)], level=0.01) == 98
+    assert (
+        conformal_quantile(scores, [str(n) for n in range(99)], level=0.1) == 89
+    )  # the 90th of 99, with 1 at infinity
+    assert math.isinf(conformal_quantile(scores[:98], [str(n) for n in range(98)], level=0.01))
+    crowd = np.concatenate([np.zeros(20), np.full(1000, 5.0)])  # one patient with a thousand images is one patient
+    names = [str(n) for n in range(20)] + ["x"] * 1000
+    assert conformal_quantile(crowd, names, level=0.1) == 0
+    assert conformal_quantile(crowd, names, level=0.05) == 5
+
+
+@pytest.mark.parametrize(("groups", "level"), [(19, None), (20, "warn"), (98, "warn"), (99, "refuse")])
+def test_few_patients_are_too_few_to_refuse_by(groups: int, level: str | None) -> None:
+    known = fingerprint(*_drawn(np.random.default_rng(0), groups * 3, 3))
+    assert bool(known.gauges) == (level is not None)
+    far = Facts("picture", 3, {}, appearance={"p01": 9.0, "p99": 9.0})
+    assert compare(known, far).level == (level or "in_range")
+    if known.gauges:
+        broken = Facts("picture", 3, {}, appearance={"p01": float("nan"), "p99": 0.5})
+        assert compare(known, broken).level == "refuse"
+
+
+def test_a_number_that_never_moves_measures_little() -> None:
+    facts = [
+        replace(one, appearance={**one.appearance, "std": 0.2}) for one in _drawn(np.random.default_rng(0), 100)[0]
+    ]
+    known = fingerprint(facts)
+    assert compare(known, replace(facts[0], appearance={**facts[0].appearance, "std": 0.201})).level == "in_range"
+    assert compare(known, replace(facts[0], appearance={**facts[0].appearance, "std": 0.5})).fields.keys() == {"std"}
 
 
 def test_extremes_of_many_cases_are_no_range() -> None:
@@ -158,13 +227,60 @@ def test_extremes_of_many_cases_are_no_range() -> None:
 def test_a_picture_s_facts() -> None:
     image = np.zeros((3, 20, 30), np.float32)
     image[0], image[1, :10] = 0.5, 1.0
-    facts = look(torch.as_tensor(image), preprocess=Preprocess(), modality=" xc ")
+    facts = look(torch.as_tensor(image), preprocess=Preprocess(), labels={"modality": " xc "})
     assert (facts.kind, facts.channels, facts.labels) == ("picture", 3, {"modality": "XC"})
     numbers = {"height_px": 20, "width_px": 30, "red_mean": 0.5, "green_mean": 0.5, "blue_mean": 0, "mean": 1 / 3}
     for name, value in numbers.items():
         assert facts.numbers[name] == pytest.approx(value), name
     assert facts.numbers["std"] == pytest.approx(image.std(), rel=1e-5)
     assert (facts.numbers["p01"], facts.numbers["p50"], facts.numbers["p99"]) == (0, 0.25, 1)
+
+
+def test_noise_is_its_standard_deviation_and_halves_with_the_size() -> None:
+    noise = np.random.default_rng(0).normal(0, 0.05, (1, 1024, 1024)).astype(np.float32)
+    seen = look(torch.as_tensor(np.clip(0.5 + noise, 0, 1)), preprocess=Preprocess(channels=1)).appearance
+    assert math.exp(seen["noise"]) == pytest.approx(0.05, rel=0.03)
+    assert math.exp(seen["detail"]) == pytest.approx(0.05, rel=0.03)
+    for name in ("noise_2", "noise_3", "detail_2"):
+        assert math.exp(seen[name]) == pytest.approx(0.5, rel=0.1), name
+
+
+def test_an_image_is_seen_as_the_network_sees_it() -> None:
+    """Twice as large a file of the same picture looks the same; what lies outside the window does not count."""
+    small = torch.as_tensor(_blobs(0, (64, 64)).transpose(2, 0, 1) / 255, dtype=torch.float32)
+    large = small.repeat_interleave(2, 1).repeat_interleave(2, 2)
+    preprocess = Preprocess(resize=(32, 32), window=(24, 24))
+    one, two = (look(image, preprocess=preprocess).appearance for image in (small, large))
+    for name, value in one.items():
+        assert two[name] == pytest.approx(value, abs=0.1 if name[:5] in ("noise", "detai") else 0.01), name
+    framed = small.clone()
+    framed[:, :6] = framed[:, -6:] = 0
+    assert look(framed, preprocess=preprocess).appearance["mean"] == pytest.approx(one["mean"], abs=1e-6)
+
+
+def test_a_volume_upside_down_is_named_by_its_layout() -> None:
+    preprocess = Preprocess.model_validate(CT)
+    assert preprocess.volume is not None
+
+    def facts(seed: int, flip: bool = False) -> Facts:
+        array = np.random.default_rng(seed).normal(0, 20, (12, 12, 12))
+        array[3:9, 3:9, 8:] += 200 + 2 * seed % 7
+        volume = Volume((array[:, :, ::-1] if flip else array).astype(np.int16), np.eye(4))
+        pixels, grid = preprocess.volume.image(volume)  # type: ignore[union-attr]
+        return look(pixels, volume=volume, grid=grid, preprocess=preprocess)
+
+    known = fingerprint([facts(seed) for seed in range(100)])
+    assert known.gauges.keys() == {"appearance", "layout"}
+    assert [compare(known, facts(seed)).level for seed in range(100, 105)].count("in_range") >= 4
+    verdict = compare(known, facts(200, flip=True))
+    assert verdict.level == "refuse"
+    assert "layout" in verdict.fields
+
+
+def test_layout_is_the_mean_of_the_parts() -> None:
+    image = torch.zeros(3, 9, 9)
+    image[:, :3, 6:] = 0.75
+    assert look(image, preprocess=Preprocess()).layout == {f"part_{n}": 0.75 * (n == 2) for n in range(9)}
 
 
 @pytest.mark.parametrize("turned", [False, True])
@@ -215,33 +331,93 @@ def test_features_are_those_of_the_first_view_or_the_mean_over_windows(bundle: P
 def test_it_is_read_as_it_was_written(bundle: Path, tmp_path: Path) -> None:
     known = read_fingerprint(bundle, load_bundle(bundle).provenance)
     assert known is not None
-    assert known.cases == 40
-    assert len(known.mean) == len(known.variance) > 0
+    assert (known.cases, known.groups, known.level) == (120, 120, LEVEL)
+    assert known.gauges.keys() == {"appearance"}
     assert known == read_fingerprint(tmp_path, write_fingerprint(tmp_path, known))
 
 
 def test_a_changed_or_missing_one_is_refused_and_none_is_none(bundle: Path, tmp_path: Path) -> None:
     provenance = load_bundle(bundle).provenance
-    (tmp_path / FILE).write_text((bundle / FILE).read_text().replace('"cases": 40', '"cases": 41'))
+    (tmp_path / FILE).write_text((bundle / FILE).read_text().replace('"cases": 120', '"cases": 121'))
     for folder in (tmp_path, tmp_path / "none"):
         with pytest.raises(SafetyRefusal, match="E-BUN-HASH"):
             read_fingerprint(folder, provenance)
     assert read_fingerprint(tmp_path, {}) is None
 
 
-def test_fresh_cases_pass_and_other_images_do_not(bundle: Path, tmp_path: Path) -> None:
+def _written(folder: Path, tree: dict[str, Any]) -> Fingerprint:
+    text = json.dumps(tree)
+    (folder / FILE).write_text(text)
+    known = read_fingerprint(folder, {KEY: hashlib.sha256(text.encode()).hexdigest()})
+    assert known is not None
+    return known
+
+
+@pytest.mark.parametrize(("held_out", "level"), [(0, "warn"), (99, "warn"), (100, "refuse")])
+def test_one_of_format_1_is_compared_as_before(held_out: int, level: str, tmp_path: Path) -> None:
+    """Features by ``sqrt(mean((f - m)^2 / v))``, doubted from 1.25 and refused from 3 times the 99 % quantile on."""
+    tree = {"format": 1, "cases": 40, "kind": "picture", "channels": 3, "ranges": {"mean": [0.4, 0.6]}, "labels": {},
+            "mean": [1.0, 2.0], "variance": [4.0, 0.25], "distance_99": 2.0, "held_out": held_out}  # fmt: skip
+    known = _written(tmp_path, tree)
+    assert known.level is None
+    for ratio, expected in ((1.24, "in_range"), (1.26, "warn"), (2.99, "warn"), (3.01, level)):
+        features = (1 + 2 * ratio * 2.0, 2 - 0.5 * ratio * 2.0)
+        verdict = compare(known, replace(_facts(), features=features))
+        assert (verdict.level, set(verdict.fields)) == (expected, {"features"} if ratio > 1.25 else set())
+    assert compare(known, _facts(mean=0.651)).fields.keys() == {"mean"}
+    assert _written(tmp_path, {**tree, "mean": [], "variance": []}).gauges == {}
+    with pytest.raises(UserError, match="E-BUN-FORMAT"):
+        _written(tmp_path, {**tree, "format": 3})
+
+
+def _verdicts(bundle: Path, root: Path, change: Callable[[np.ndarray], np.ndarray], first: int = 500) -> list[Any]:
     loaded = load_bundle(bundle)
     known = read_fingerprint(bundle, loaded.provenance)
     assert known is not None
-    predictor = Predictor.of(loaded)
-    verdicts = [compare(known, facts_of(predictor, case, tmp_path)) for case in _study(tmp_path, 60, 500)]
-    assert sum(verdict.level == "in_range" for verdict in verdicts) >= 57
+    found = []
+    for seed in range(first, first + 30):
+        image = np.clip(change(_blobs(seed).astype(np.float64)), 0, 255)
+        write_png(root / "one.png", image.round().astype(np.uint8))
+        found.append(compare(known, facts_of(loaded.spec.preprocess, Case("n", "n", "one.png"), root)))
+    return found
+
+
+def test_fresh_cases_pass(bundle: Path, tmp_path: Path) -> None:
+    verdicts = _verdicts(bundle, tmp_path, lambda image: image)
+    assert sum(verdict.level == "in_range" for verdict in verdicts) >= 29
     assert not any(verdict.level == "refuse" for verdict in verdicts)
-    noise = np.random.default_rng(0).integers(0, 256, (40, 48, 3), dtype=np.uint8)
-    write_png(tmp_path / "noise.png", noise)
-    verdict = compare(known, facts_of(predictor, Case("n", "n", "noise.png"), tmp_path))
-    assert verdict.level == "refuse"
-    assert "features" in verdict.fields
+
+
+CHANGES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "noise of 0.05": lambda image: image + np.random.default_rng(0).normal(0, 0.05 * 255, image.shape),
+    "blur of 3 px": lambda image: gaussian_filter(image, (3, 3, 0)),
+    "inverted": lambda image: 255 - image,
+    "green as red": lambda image: image[..., [1, 0, 2]],
+    "black": lambda image: 0 * image,
+    "static": lambda image: np.random.default_rng(0).uniform(0, 255, image.shape),
+}
+
+
+@pytest.mark.parametrize("kind", CHANGES)
+def test_changed_images_are_doubted(kind: str, bundle: Path, tmp_path: Path) -> None:
+    verdicts = _verdicts(bundle, tmp_path, CHANGES[kind])
+    assert sum(verdict.level != "in_range" for verdict in verdicts) >= 29
+    assert all(verdict.fields for verdict in verdicts if verdict.level != "in_range")
+
+
+@pytest.mark.parametrize("kind", ["noise", "blur"])
+def test_the_stronger_the_change_the_further_off(kind: str, bundle: Path, tmp_path: Path) -> None:
+    def change(image: np.ndarray, strength: float) -> np.ndarray:
+        if kind == "blur":
+            return np.asarray(gaussian_filter(image, (6 * strength, 6 * strength, 0)))
+        return image + np.random.default_rng(0).normal(0, 100 * strength, image.shape)
+
+    distances = [
+        np.median([verdict.distance for verdict in _verdicts(bundle, tmp_path, partial(change, strength=strength))])
+        for strength in (0.0, 0.125, 0.25, 0.5, 1.0)
+    ]
+    assert distances == sorted(distances)
+    assert distances[0] < 1 < distances[-1]
 
 
 # ---- in a job
