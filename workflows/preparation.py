@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from medmtl.agreement.masks import foreground
-from medmtl.errors import UserError
+from medmtl.errors import EnvironmentFailure, UserError
 from medmtl.files import atomic_path, inside, write_atomic
 from medmtl.io.raster import read_image, read_mask, write_png
 
@@ -48,6 +48,9 @@ class Report:
         self.lines.append((place.table, place.row, place.case_id, status, reason, remedy))
 
     def refuse(self, place: Place, problem: UserError | LeftOut) -> None:
+        """Add why a row is not used; raises what is wrong with the machine (a full disk), not with the row."""
+        if isinstance(problem, EnvironmentFailure):
+            raise problem
         if isinstance(problem, LeftOut):
             self.add(place, LEFT_OUT, problem.reason, problem.remedy)
         else:

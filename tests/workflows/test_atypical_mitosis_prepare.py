@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from medmtl.data.case import Case, read_manifest
 from medmtl.data.synthetic import mitosis as synthetic
-from medmtl.errors import NothingUsable, UserError
+from medmtl.errors import EnvironmentFailure, NothingUsable, UserError
 from medmtl.io.raster import read_image, read_mask, write_png
 from workflows.atypical_mitosis import prepare as script
 from workflows.atypical_mitosis.nucleus import Haematoxylin, UserMasks, cached_mask, haematoxylin_density
@@ -120,6 +120,17 @@ def test_a_changed_patch_is_replaced_and_copies_do_where_links_cannot(
     prepare(source, out)
     assert (out / "images/MIDOG21_6.png").read_bytes() == patch.read_bytes()
     assert not (out / "images/MIDOG21_6.png").samefile(patch)
+
+
+def test_a_full_disk_ends_it_and_is_no_fault_of_a_patch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    source = _upstream(tmp_path / "in")
+    monkeypatch.setattr(script.os, "link", refuse)
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    with pytest.raises(EnvironmentFailure, match="disk is full"):
+        prepare(source, tmp_path / "out")
 
 
 def test_midog25_layout(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from typer.testing import CliRunner
 
 from medmtl.data.case import Case, read_manifest
-from medmtl.errors import NothingUsable, UserError
+from medmtl.errors import EnvironmentFailure, NothingUsable, UserError
 from medmtl.io.raster import read_image, read_mask, write_png
 from workflows import preparation
 from workflows.cervical_screening import labels
@@ -165,6 +165,18 @@ def test_copies_where_links_cannot_be(tmp_path: Path, monkeypatch: pytest.Monkey
     prepare(source, out)
     assert (out / "images/a1.jpg").read_bytes() == changed.read_bytes()
     assert not (out / "images/a1.jpg").samefile(changed)
+
+
+def test_a_full_disk_ends_it_and_is_no_fault_of_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    source = _flat(tmp_path / "in")
+    monkeypatch.setattr(preparation.os, "link", refuse)
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    with pytest.raises(EnvironmentFailure, match="disk is full"):
+        prepare(source, tmp_path / "out")
+    assert not (tmp_path / "out" / "manifest.csv").exists()
 
 
 def test_large_images_are_written_smaller_and_their_masks_with_them(tmp_path: Path) -> None:

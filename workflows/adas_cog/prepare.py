@@ -27,7 +27,7 @@ from rich.progress import track
 
 from medmtl.data.adas_cog import MONTHS
 from medmtl.data.case import Case, write_manifest
-from medmtl.errors import EnvironmentFailure, NothingUsable, UserError
+from medmtl.errors import NothingUsable, UserError
 from workflows.adas_cog import oasis
 from workflows.adas_cog.images import (
     Candidate,
@@ -107,8 +107,6 @@ def _oasis(source: Path, out: Path, report: Report, console: Console) -> list[Ca
                 raise UserError("E-PREP-TWICE", "the same session is in an earlier row", "remove one of the rows")
             cases[place.case_id.casefold()], remarks = oasis.read_row(source, out, place, row)
             report.add(place, USED, *remarked(remarks))
-        except EnvironmentFailure:
-            raise
         except UserError as problem:
             report.refuse(place, problem)
     return list(cases.values())
@@ -169,8 +167,6 @@ def _case(
         try:
             case, remarks = _made(key, image, out, sessions, domain)
             report.add(place, USED, *remarked(remarks))
-        except EnvironmentFailure:
-            raise
         except (UserError, LeftOut) as problem:
             report.refuse(place, problem)
     return case

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.progress import track
 
 from medmtl.data.case import Case, write_manifest
-from medmtl.errors import NothingUsable, UserError
+from medmtl.errors import EnvironmentFailure, NothingUsable, UserError
 from medmtl.files import atomic_path, write_atomic
 from medmtl.io.raster import read_image
 from workflows.atypical_mitosis.nucleus import Haematoxylin, MaskProvider, UserMasks, cached_mask
@@ -79,6 +79,8 @@ def prepare(
     for row, figure in track(list(_figures(data, report)), description="Reading patches", console=console):
         try:
             placed.append((row, figure, _place(figure, out / "images")))
+        except EnvironmentFailure:
+            raise
         except UserError as error:
             report.left_out(row, figure.case_id, f"{error.what} ({error.code})")
     slides = Counter(figure.group for _, figure, _ in placed)
