@@ -212,7 +212,7 @@ def _joined(sides: Mapping[int, Side]) -> Side:
 def _units(out: Path, folds: Sequence[Fold]) -> dict[str, Any] | None:
     """The patients of all folds, each as its own fold's run aggregated and decided it: an evaluation of its own in
     ``per-<group>``; None where the runs have none."""
-    if not all("units" in fold.result for fold in folds):
+    if not all(fold.result.get("units", {}).get("tasks") for fold in folds):
         return None
     first, study, specs = folds[0].result["units"], folds[0].study, {}
     tables = []

@@ -11,6 +11,7 @@ import pandas as pd
 from medmtl.bundle import ModelSpec
 from medmtl.config import to_yaml
 from medmtl.evaluation import plots
+from medmtl.evaluation.aggregate import aggregated_tasks
 from medmtl.evaluation.compare import Side
 from medmtl.evaluation.failure_report import failure_facts, failure_figures, failure_section, write_failures
 from medmtl.evaluation.failures import failure_analysis
@@ -112,6 +113,8 @@ def _units(folder: Path, material: Material, result: dict[str, Any], sections: l
     config = material.config.aggregate
     parts = {"val", "train"} if config is not None and config.how == "attention" else {"val"}
     if config is None or not parts <= set(material.tables):  # an ensemble has no training part
+        return
+    if not aggregated_tasks(material.judges):  # a mask is an image's, no patient's
         return
     e = material.config
     units = evaluate_units(material.tables, material.judges, config, resamples=e.resamples, level=e.level)

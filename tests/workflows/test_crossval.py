@@ -42,7 +42,7 @@ def _one_picture_for_all() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a drawn study, cross-validated with each task alone; two tasks, to be quick."""
+    """A folder with a drawn study, cross-validated with each task alone; three tasks, to be quick."""
     folder = tmp_path_factory.mktemp("crossval")
     write_colposcopy_study(folder / "study", cases=90, groups=45, size=48)
     tree = read_yaml(SMOKE)
@@ -51,7 +51,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "split": {"kind": "kfold", "folds": FOLDS, "test": "fold"},
     }
     tree["preprocess"]["window"] = [32, 32]
-    tree["tasks"] = {name: tree["tasks"][name] for name in ("suspicious", "swede")}
+    tree["tasks"] = {name: tree["tasks"][name] for name in ("suspicious", "swede", "lesion")}
     tree["loader"] = {"batch_size": 16, "workers": 0}
     tree["optim"] = {"epochs": 2, "learning_rate": 0.003}
     tree["fit"] = {"threads": 1}
@@ -176,6 +176,9 @@ def test_the_table_sets_all_tasks_against_each_alone(place: Path) -> None:
             assert cell["low"] <= cell["high"]
     text = (folder / "crossval.txt").read_text()
     assert "all tasks" in text and "alone" in text and text.count("suspicious") == 3
+    alone = {task: folder / f"evaluation-only-{task}" for task in comparison}
+    assert list(alone) == ["suspicious", "swede", "lesion"]
+    assert [task for task in alone if (alone[task] / "per-group").is_dir()] == ["suspicious", "swede"]  # no masks
 
 
 def test_compare_takes_two_pooled_evaluations(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -194,7 +197,7 @@ def test_the_runs_are_shown_under_one_parent(place: Path) -> None:
     found = client.search_runs([e.experiment_id for e in client.search_experiments()])
     parents = [run for run in found if "mlflow.parentRunId" not in run.data.tags]
     (parent,) = parents
-    assert len(found) == 1 + 3 * FOLDS and parent.info.status == "FINISHED"
+    assert len(found) == 1 + 4 * FOLDS and parent.info.status == "FINISHED"
     assert {run.data.tags["mlflow.parentRunId"] for run in found if run is not parent} == {parent.info.run_id}
     for name in ("pooled.suspicious.auroc", "pooled.only.swede.mae", "together_less_alone.suspicious.auroc"):
         assert name in parent.data.metrics, name
