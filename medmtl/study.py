@@ -96,12 +96,23 @@ class Study(Config):
                 f"fit.monitor {self.monitored!r} names no task; write <task>.<metric> with one of {list(self.tasks)}"
             )
         check_tasks(self.tasks, self.covariates)
+        self._check_answers()
         check_penalties(self.penalties, self.tasks, self.covariates.tasks if self.covariates else None)
         if self.emphasis is not None:
             self._check_emphasis(self.emphasis)
         check_parts(self.optim.freeze, self.tasks, key="optim.freeze")
         check_parts(self.init.parts if self.init else (), self.tasks, key="init.parts")
         return self
+
+    def _check_answers(self) -> None:
+        """No head sees its own target beside the image."""
+        for name, task in self.tasks.items():
+            given = self._covariates_of(name)
+            if given is not None and (task.target or name) in (*given.numeric, *given.categorical):
+                raise ValueError(
+                    f"tasks.{name} would be given its answer, the covariate {task.target or name!r}; "
+                    "list the tasks that see covariates in covariates.tasks"
+                )
 
     def _check_emphasis(self, emphasis: Emphasis) -> None:
         unknown = [name for name in emphasis.items if name not in self.tasks]

@@ -103,7 +103,7 @@ def linear_control(setting: Setting, control: AnyLinear, *, tick: Tick = lambda 
         seen = features[np.array([place[case.case_id] for case in labelled], dtype=int)]
         groups = np.array([case.group for case in labelled], dtype=str)
         training = Training(seen, image.shape[1], labels, groups)
-        why = training.too_few or _unfit(task, labels, control)
+        why = training.too_few or _unfit(task, task.target or name, labels, control)
         if why:
             remarks.append(f"{control_name(control)} says nothing about {name}: {why}.")
             continue
@@ -149,7 +149,9 @@ def build_control(setting: Setting, control: AnyControl, *, tick: Tick = lambda 
     return linear_control(setting, control, tick=tick)
 
 
-def _unfit(task: AnyTask, labels: Array, control: AnyLinear) -> str:
+def _unfit(task: AnyTask, target: str, labels: Array, control: AnyLinear) -> str:
+    if target in control.columns:
+        return f"it is given the answer, meta.{target}"
     if not isinstance(task, Classification):
         return ""
     if not isinstance(control, RidgeControl):

@@ -131,6 +131,15 @@ def test_columns_join_the_image_or_stand_alone(setting: Setting) -> None:
     refuses("E-CFG-COVARIATE", lambda: build_control(setting, RidgeControl(numeric=("nothing",))), says="meta.nothing")
 
 
+def test_a_control_is_not_given_the_answer(setting: Setting) -> None:
+    cases = tuple(replace(case, meta={**case.meta, "score": case.meta["leak"]}) for case in setting.manifest.cases)
+    told = replace(setting, manifest=replace(setting.manifest, cases=cases))
+    told = replace(told, split=split_cases(told.manifest, ColumnSplit(), stratify=None))
+    found = build_control(told, RidgeControl(image=False, numeric=("score",)))
+    assert set(found.table["task"]) == {"stage", "ill"}
+    assert "ridge_of_covariates says nothing about score: it is given the answer, meta.score." in found.remarks
+
+
 def test_nothing_but_training_labels_and_groups_shape_a_control(setting: Setting) -> None:
     changed = {
         part: tuple(replace(case, targets={**case.targets, "score": "0", "ill": "no"}) for case in cases)

@@ -249,6 +249,17 @@ def test_a_task_alone_keeps_its_covariates(tree):
     assert prepare(study.alone("size")).spec.fused == ("size",)
 
 
+def test_no_head_sees_its_own_answer(tree):
+    tree["tasks"]["age"] = {"kind": "regression", "low": 0, "high": 99}
+    refuses("E-CFG", lambda: _study(tree), says="tasks.age would be given its answer")
+    tree["covariates"]["tasks"] = ["grade"]
+    assert _study(tree).covariates.tasks == ("grade",)
+    del tree["tasks"]["age"]
+    tree["covariates"]["tasks"] = None
+    tree["tasks"]["size"]["target"] = "age"
+    refuses("E-CFG", lambda: _study(tree), says="tasks.size would be given its answer")
+
+
 def test_a_study_without_them_keeps_its_name(tree):
     bare = {key: value for key, value in tree.items() if key != "covariates"}
     assert not {"covariates", "emphasis", "penalties"} & set(_study(bare).tree())
