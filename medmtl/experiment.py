@@ -27,7 +27,7 @@ from medmtl.errors import TrainingInterrupted, UserError
 from medmtl.files import write_atomic
 from medmtl.fingerprint import training_fingerprint, write_fingerprint
 from medmtl.predictor import Predictor, channels_last
-from medmtl.prepared import Prepared, label_counts, prepare
+from medmtl.prepared import Prepared, label_counts, prepare, unlabelled
 from medmtl.runs import RunFolder
 from medmtl.study import Study
 from medmtl.tasks.classification import Classification
@@ -119,6 +119,11 @@ def _say_study(prepared: Prepared, run: RunFolder, say: Say) -> None:
     say(f"run {run.path}\nsplit: {parts}; {len(prepared.domains)} training domains")
     for name, counts in label_counts(prepared).items():
         say(f"  {name}: labelled " + ", ".join(f"{part} {count}" for part, count in counts.items()))
+    if bare := unlabelled(prepared):
+        say(
+            f"warning: {len(bare)} cases have no label of any task, the first is {bare[0].case_id} "
+            f"(manifest row {bare[0].row}): fill a cell of theirs, or leave them out"
+        )
 
 
 @contextmanager

@@ -226,3 +226,15 @@ def label_counts(prepared: Prepared) -> Mapping[str, Mapping[str, int]]:
         }
         for name, task in prepared.spec.tasks.items()
     }
+
+
+def unlabelled(prepared: Prepared) -> list[Case]:
+    """The cases without a label of any task, those of the domain left aside: they teach nothing and test nothing."""
+    columns = {
+        column
+        for name, task in prepared.spec.tasks.items()
+        if not isinstance(task, Domain)
+        for column in task.columns(name)
+    }
+    parts = prepared.split.parts().values()
+    return [case for cases in parts for case in cases if not columns & set(case.targets)]

@@ -9,7 +9,8 @@ from medmtl.assembly import build_trainer
 from medmtl.config import override, plain, validate
 from medmtl.data.case import write_manifest
 from medmtl.engine.callbacks import Callbacks
-from medmtl.prepared import label_counts, prepare
+from medmtl.experiment import _say_study
+from medmtl.prepared import label_counts, prepare, unlabelled
 from medmtl.runs import RunFolder
 from medmtl.study import HARMLESS, Study
 
@@ -71,6 +72,16 @@ def test_label_counts_and_data_sets(tree):
     dataset = prepared.dataset(prepared.split.val)
     assert len(dataset) == len(prepared.split.val) and dataset.augment is None
     assert prepared.dataset(prepared.split.train, augment=True).augment is not None
+
+
+def test_a_case_without_any_label_is_named(tree, tmp_path):
+    assert unlabelled(prepare(_study(tree))) == []
+    bare = [replace(case, targets={}) if number in (3, 5) else case for number, case in enumerate(_cases())]
+    write_manifest(tmp_path / "manifest.csv", bare)
+    prepared, said = prepare(_study(tree)), []
+    assert sorted(case.row for case in unlabelled(prepared)) == [5, 7]
+    _say_study(prepared, RunFolder(tmp_path / "run"), said.append)
+    assert "warning: 2 cases have no label of any task, the first is c" in said[-1] and "(manifest row" in said[-1]
 
 
 @pytest.mark.parametrize(
