@@ -121,7 +121,7 @@ def _say_study(prepared: Prepared, run: RunFolder, say: Say) -> None:
         say(f"  {name}: labelled " + ", ".join(f"{part} {count}" for part, count in counts.items()))
     if bare := unlabelled(prepared):
         say(
-            f"warning: {len(bare)} cases have no label of any task, the first is {bare[0].case_id} "
+            f"warning: cases without a label of any task: {len(bare)}, the first is {bare[0].case_id} "
             f"(manifest row {bare[0].row}): fill a cell of theirs, or leave them out"
         )
 

@@ -81,7 +81,7 @@ def test_a_case_without_any_label_is_named(tree, tmp_path):
     prepared, said = prepare(_study(tree)), []
     assert sorted(case.row for case in unlabelled(prepared)) == [5, 7]
     _say_study(prepared, RunFolder(tmp_path / "run"), said.append)
-    assert "warning: 2 cases have no label of any task, the first is c" in said[-1] and "(manifest row" in said[-1]
+    assert "warning: cases without a label of any task: 2, the first is c" in said[-1] and "(manifest row" in said[-1]
 
 
 @pytest.mark.parametrize(
