@@ -32,7 +32,7 @@ install: $(STAMP) ## set up .venv with the pinned versions
 doctor: $(STAMP) ## look at this machine: versions, codecs, GPU, memory, disk, locks, MLflow [ARGS=--json]
 	$(RUN)/medmtl doctor $(ARGS)
 
-demo: $(STAMP) ## three studies on synthetic data: train, evaluate, predict, one table [ARGS="--only skin_lesions"]
+demo: $(STAMP) ## four studies on synthetic data: train, evaluate, predict, one table [ARGS="--only skin_lesions"]
 	$(RUN)/medmtl demo $(ARGS)
 
 test: $(STAMP) ## run the tests

@@ -1,6 +1,11 @@
 """Everything inference needs in one folder: ``spec.yaml`` + ``weights.safetensors`` + ``README.md`` (the model card).
 
 There is no second, hand-copied inference configuration, and nothing is ever unpickled.
+
+``spec.yaml`` holds the SHA-256 of the weights and one of everything else that it says (``spec_sha256``), so an edit by
+hand and a copy of two halves are refused. That protects from accidents, not from malice: it is no signature, and who
+can write the file can compute the digest anew. Nor does it cover the model card. A bundle that was written before the
+digest existed loads without that protection.
 """
 
 import hashlib
@@ -15,7 +20,7 @@ from pydantic import Field, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
-from torch import nn
+from torch import Tensor, nn
 
 from medmtl import __version__
 from medmtl.config import Config, digest, plain, read_yaml, validate
@@ -33,6 +38,8 @@ from medmtl.tasks.regression import Regression
 
 FORMAT = 1
 SPEC, WEIGHTS, CARD = "spec.yaml", "weights.safetensors", "README.md"
+_DIGEST = "spec_sha256"
+_KEYS = ("format", "medmtl", "weights_sha256", "model", "provenance", _DIGEST)  # of a specification tree
 
 
 class ModelSpec(Config):
@@ -103,26 +110,27 @@ class Bundle:
 
 
 def save_bundle(folder: Path, spec: ModelSpec, model: nn.Module, *, provenance: Mapping[str, Any], card: str) -> str:
-    """Write the bundle; ``spec.yaml`` is written last and holds the weights' SHA-256. Returns the id."""
+    """Write the bundle, ``spec.yaml`` last, which holds the SHA-256 of the weights and of itself. Returns the id."""
     content = save_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()})
     (folder / SPEC).unlink(missing_ok=True)  # a bundle without its specification is none: no mix of two
     write_atomic(folder / WEIGHTS, content)
-    weights_sha256 = _sha256(content)
     tree = {
         "format": FORMAT,
         "medmtl": __version__,
-        "weights_sha256": weights_sha256,
+        "weights_sha256": _sha256(content),
         "model": plain(spec),
         "provenance": dict(provenance),
     }
+    tree = yaml.safe_load(_yaml(tree))  # digests are those of what is read back: YAML folds a text of line breaks
+    tree[_DIGEST] = _digest(tree)
     identity = bundle_id(tree)
     write_atomic(folder / CARD, card.replace("{bundle_id}", identity))
-    write_atomic(folder / SPEC, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=120))
+    write_atomic(folder / SPEC, _yaml(tree))
     return identity
 
 
 def load_bundle(folder: Path | str) -> Bundle:
-    """Read a bundle; refused when a part is missing, from another format, or its weights are not those of the spec."""
+    """Read a bundle; refused when a part is missing, of another format, or not the one that was written with it."""
     folder = Path(folder)
     for name in (SPEC, WEIGHTS):
         if not (folder / name).is_file():
@@ -132,14 +140,7 @@ def load_bundle(folder: Path | str) -> Bundle:
                 "give the folder that `medmtl train` wrote (runs/.../bundle)",
                 where=str(folder),
             )
-    tree = read_yaml(folder / SPEC)
-    if tree.get("format") != FORMAT:
-        raise UserError(
-            "E-BUN-FORMAT",
-            f"format {tree.get('format')!r}, this medmtl {__version__} reads {FORMAT}",
-            f"use the version that wrote it ({tree.get('medmtl')})",
-            where=str(folder / SPEC),
-        )
+    tree = read_spec(folder / SPEC)
     content = (folder / WEIGHTS).read_bytes()
     if _sha256(content) != tree.get("weights_sha256"):
         raise SafetyRefusal(
@@ -149,10 +150,11 @@ def load_bundle(folder: Path | str) -> Bundle:
             where=str(folder / WEIGHTS),
         )
     spec = validate(ModelSpec, tree.get("model") or {}, where=str(folder / SPEC))
+    tensors = _tensors(content, where=str(folder / WEIGHTS))
     model = spec.build()
     try:
-        model.load_state_dict(load_tensors(content))
-    except (RuntimeError, SafetensorError) as error:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
         raise UserError(
             "E-BUN-WEIGHTS",
             f"the weights do not fit the specification: {error}",
@@ -162,9 +164,75 @@ def load_bundle(folder: Path | str) -> Bundle:
     return Bundle(spec, model.eval(), tree.get("provenance") or {}, bundle_id(tree), folder)
 
 
+def read_spec(path: Path) -> dict[str, Any]:
+    """The specification tree in ``path``, its model not yet validated.
+
+    Raises E-BUN-FORMAT where it is of another format or holds what none of this format does, and E-BUN-HASH where it
+    was altered since it was written; a tree without a digest is one of before, and is taken as it is.
+    """
+    tree = read_yaml(path)
+    if (wrong := _wrong(tree)) is not None:
+        raise UserError(
+            "E-BUN-FORMAT",
+            wrong,
+            f"copy the bundle again, or use the version that wrote it ({tree.get('medmtl')})",
+            where=str(path),
+        )
+    if _DIGEST in tree and tree[_DIGEST] != _digest(tree):
+        raise SafetyRefusal(
+            "E-BUN-HASH",
+            f"the specification was altered since it was written: its SHA-256 is not {_DIGEST}",
+            "copy the bundle again; for other classes, thresholds or preprocessing train or fine-tune a new one",
+            where=str(path),
+        )
+    return tree
+
+
+def _wrong(tree: Mapping[str, Any]) -> str | None:
+    """What is wrong with a specification tree, whatever its model; None if nothing is."""
+    if tree.get("format") != FORMAT:
+        return f"format {tree.get('format')!r}, this medmtl {__version__} reads {FORMAT}"
+    unknown = [key for key in tree if key not in _KEYS]
+    if unknown:
+        return f"unknown key {unknown[0]!r}, a bundle has {', '.join(_KEYS)}"
+    missing = [key for key in ("weights_sha256", "model") if key not in tree]
+    if missing:
+        return f"no {missing[0]}"
+    provenance = tree.get("provenance")
+    if not isinstance(provenance, Mapping | None):
+        return f"provenance: a mapping was expected, found {type(provenance).__name__}"
+    try:
+        _digest(tree)
+    except (TypeError, ValueError, RecursionError) as error:  # a date, bytes, a node that is its own child
+        return f"holds what JSON cannot say: {error}"
+    return None
+
+
+def _tensors(content: bytes, *, where: str) -> dict[str, Tensor]:
+    """The tensors of a safetensors file; anything else (a pickle, say) is refused unread, though its hash be right."""
+    try:
+        return load_tensors(content)
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:  # KeyError: of a type that torch does not have
+        raise SafetyRefusal(
+            "E-BUN-WEIGHTS",
+            f"no safetensors file: {error}",
+            "nothing else is read; get the bundle anew from where it was trained",
+            where=where,
+        ) from error
+
+
 def bundle_id(tree: Mapping[str, Any]) -> str:
     """The id of a specification tree: it depends on the model and its weights, not on the provenance."""
     return digest({key: tree[key] for key in ("format", "weights_sha256", "model")})[:12]
+
+
+def _digest(tree: Mapping[str, Any]) -> str:
+    """SHA-256 of a specification tree without its digest, in canonical JSON."""
+    return digest({key: value for key, value in tree.items() if key != _DIGEST})
+
+
+def _yaml(tree: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=120)
 
 
 def _sha256(content: bytes) -> str:

@@ -54,6 +54,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UserError("E-CFG-YAML", f"not valid YAML: {error}", "correct the syntax", where=str(path)) from error
     except UserError as error:
         raise UserError(error.code, error.what, error.remedy, where=f"{path} {error.where}") from error
+    except ValueError as error:  # a date that there is not
+        raise UserError("E-CFG-YAML", f"a value cannot be read: {error}", "quote it", where=str(path)) from error
     if not isinstance(tree, dict):
         raise UserError(
             "E-CFG-YAML",
@@ -82,7 +84,7 @@ def override(tree: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, A
             node = _child(node, key, path)
         try:
             parsed = yaml.safe_load(value)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that there is not
             raise UserError("E-CFG-SET", f"{value!r} is not valid YAML", "quote the value", where=path) from error
         if isinstance(node, list):
             node[_index(node, leaf, path)] = parsed

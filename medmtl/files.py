@@ -11,13 +11,14 @@ from pathlib import Path
 
 from medmtl.errors import EnvironmentFailure, SafetyRefusal
 
-_DISK = {
-    errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "the disk quota is used up",
-    errno.EFBIG: "the file is too big",
-    errno.EROFS: "the file system is read-only",
-    errno.EACCES: "permission is denied",
-    errno.EPERM: "permission is denied",
+_DENIED = ("permission is denied", "choose a folder that you may write to, or have its permissions changed")
+_DISK = {  # what is wrong, and what helps
+    errno.ENOSPC: ("the disk is full", "free space or choose another folder"),
+    errno.EDQUOT: ("the disk quota is used up", "remove files of your own there, or choose another folder"),
+    errno.EFBIG: ("the file is too big", "raise the limit (ulimit -f), or choose a disk that holds larger files"),
+    errno.EROFS: ("the file system is read-only", "choose a folder elsewhere, or mount this one for writing"),
+    errno.EACCES: _DENIED,
+    errno.EPERM: _DENIED,
 }
 
 
@@ -29,13 +30,12 @@ def disk_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in _DISK:
             raise
-        folder = next((p for p in (path, *path.parents) if p.exists()), Path("/"))
-        free = shutil.disk_usage(folder).free / 2**20
+        what, remedy = _DISK[error.errno]
+        if error.errno == errno.ENOSPC:  # of the others, the space that is free tells nothing
+            folder = next((p for p in (path, *path.parents) if p.exists()), Path("/"))
+            what = f"{what} ({shutil.disk_usage(folder).free / 2**20:.0f} MiB free)"
         raise EnvironmentFailure(
-            "E-DISK",
-            f"cannot write: {_DISK[error.errno]} ({free:.0f} MiB free)",
-            "free space or choose another folder, then run the same command again",
-            where=str(path),
+            "E-DISK", f"cannot write: {what}", f"{remedy}; then run the same command again", where=str(path)
         ) from error
 
 

@@ -11,8 +11,8 @@ from typing import Any
 from pydantic import Field
 from torch import nn
 
-from medmtl.bundle import SPEC, Bundle, ModelSpec, bundle_id
-from medmtl.config import Config, plain, read_yaml, validate
+from medmtl.bundle import SPEC, Bundle, ModelSpec, bundle_id, read_spec
+from medmtl.config import Config, plain, validate
 from medmtl.errors import UserError
 from medmtl.models.multitask import MultiTaskModel
 from medmtl.tasks import AnyTask
@@ -42,7 +42,7 @@ def read_source(init: InitConfig) -> tuple[ModelSpec, str]:
             "give the folder of a bundle (runs/.../bundle), as init.bundle=...",
             where=f"init.bundle {init.bundle}",
         )
-    tree = read_yaml(path)
+    tree = read_spec(path)
     return validate(ModelSpec, tree.get("model") or {}, where=str(path)), bundle_id(tree)
 
 

@@ -21,6 +21,7 @@ TASKS = {
     "adas_cog": Regression(low=0, high=85, unit="points"),
     "grade": Ordinal(low=0, high=3),
     "stage": Ordinal(classes=("I", "II", "III")),
+    "cdr": Ordinal(classes=("0", "0.5", "1", "2")),
     "seg": Segmentation(classes=CLASSES),
 }
 CELLS = {
@@ -28,7 +29,8 @@ CELLS = {
     "adas_cog.value": 17.123456789, "adas_cog.unit": "points",
     "grade.level": "2", "grade.expected": 1.875, "grade.p.0": 0.125, "grade.p.1": 0.25, "grade.p.2": 0.25,
     "grade.p.3": 0.375,
-    "stage.level": "II", "stage.expected": 1.25, "stage.p.I": 0.25, "stage.p.II": 0.25, "stage.p.III": 0.5,
+    "stage.level": "II", "stage.p.I": 0.25, "stage.p.II": 0.25, "stage.p.III": 0.5,
+    "cdr.level": "1", "cdr.expected": 1.125, "cdr.p.0": 0.125, "cdr.p.0.5": 0.25, "cdr.p.1": 0.25, "cdr.p.2": 0.375,
     "seg.fraction.lesion": 0.012345678, "seg.fraction.growth zone ü": 1.5e-07,
 }  # fmt: skip
 NOTICE = "Research use only"

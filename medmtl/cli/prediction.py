@@ -49,6 +49,10 @@ def predict(
     gate: Annotated[
         Literal["off", "warn", "refuse"], typer.Option(help="What happens to an image unlike the training images.")
     ] = "warn",
+    names: Annotated[
+        Literal["hash", "path"],
+        typer.Option(help="What results of pictures and NIfTI files are called: paths may name patients."),
+    ] = "hash",
     tilt: Annotated[Literal["refuse", "keep", "resample"], typer.Option(help="Gantry tilt.")] = "refuse",
     irregular: Annotated[Literal["refuse", "resample"], typer.Option(help="Uneven distances of slices.")] = "refuse",
     gap: Annotated[Literal["refuse", "resample"], typer.Option(help="Missing slices.")] = "refuse",
@@ -103,6 +107,7 @@ def predict(
         overlays=overlays,
         output=_output(write, probabilities, segmentation, coding),
         gate=gate,
+        names=names,
         policy=Policy(
             gap=gap,
             irregular=irregular,
@@ -164,7 +169,11 @@ def _output(write: str, probabilities: str, segmentation: str, coding: Path | No
 
 
 def _told(summary: "Summary") -> int:
+    from medmtl.inference.folder import SOURCES
+
     say(f"{summary.ok} of {summary.total} inputs have a result: {summary.paths['predictions']}")
+    if summary.total:
+        say(f"which file each of them is: {summary.paths['predictions'].with_name(SOURCES)}")
     if summary.failed or summary.skipped:
         count = summary.failed + summary.skipped
         say(f"{count} have none, with reason and remedy: {summary.paths['errors']}")

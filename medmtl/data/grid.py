@@ -130,7 +130,7 @@ class VolumeGrid(Config):
             raise UserError(
                 "E-VOL-DIMENSIONS",
                 f"a grey volume of 3 dimensions was expected, the image has {what}",
-                "choose one time point, or another image, and ingest again",
+                "give each grey volume or time point as a file of its own; for a study, ingest these again",
             )
         if volume.affine is None:
             raise UserError(

@@ -225,7 +225,7 @@ class Preprocess(Config):
             raise UserError(
                 "E-IMG-SMALL",
                 f"the image has {_px(spatial)}, the window needs {_px(self.window)}",
-                "choose a smaller preprocess.window, or preprocess.resize, or set preprocess.pad",
+                "give larger images; in a study, a smaller preprocess.window, preprocess.resize or preprocess.pad",
             )
         return grid
 

@@ -44,7 +44,8 @@ def inference_config(preprocess: Preprocess, choice: Choice) -> dict[str, Any]:
     Writes one NumPy array for every image and task, ``<output_dir>/<image>.<task>.npy``: the decoded output.
     """
     return {
-        "imports": ["$import pathlib", "$import numpy", "$import torch", "$from PIL import ImageOps"],
+        # MONAI's "from" takes an attribute of what is imported, and PIL does not import this part of itself
+        "imports": ["$import pathlib", "$import numpy", "$import torch", "$import PIL.ImageOps as ImageOps"],
         "bundle_root": ".",
         "dataset_dir": "images",
         "output_dir": "$@bundle_root + '/eval'",

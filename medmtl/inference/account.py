@@ -1,4 +1,8 @@
-"""The account of a job: tables, a page for people, a manifest for programs; every input is in each of them once."""
+"""The account of a job: tables, a page for people, a manifest for programs; every input is in each of them once.
+
+Tables hold the inputs that are there and were dealt with. Manifest and page also tell of lines in the ledger whose
+input is ``gone`` (removed, or changed so that it became another one), and of inputs that are ``pending``.
+"""
 
 import csv
 import io
@@ -42,6 +46,21 @@ class Account:
     listing: Listing
     settings: str
     seconds: Mapping[str, float]
+
+    @property
+    def gone(self) -> dict[str, str]:
+        """What became of inputs that are in the ledger and no longer in the source."""
+        there = {item.id for item in self.listing.inputs}
+        return {entry.id: entry.code or entry.status for entry in self._entries.values() if entry.id not in there}
+
+    @property
+    def pending(self) -> list[str]:
+        """The inputs that were not dealt with yet."""
+        return [item.id for item in self.listing.inputs if item.id not in self._entries]
+
+    @property
+    def _entries(self) -> Mapping[str, Entry]:
+        return self.work.ledger.entries
 
 
 def write_account(account: Account) -> Summary:
@@ -118,6 +137,7 @@ def _manifest(account: Account, summary: Summary, entries: Sequence[Entry]) -> d
         "views": job.views or model.spec.views,
         "output": plain(job.output),
         "gate": job.gate,
+        "fingerprint": work.known is not None,
         "device": str(model.members[0].device),
         "batch_size": job.batch_size,
         "processes": job.shard.world,
@@ -126,7 +146,9 @@ def _manifest(account: Account, summary: Summary, entries: Sequence[Entry]) -> d
         "files": {"seen": listing.files, "ignored": dict(listing.ignored)},
         "exit_code": summary.exit_code,
         "seconds": {name: round(value, 3) for name, value in account.seconds.items()},
+        "views_per_image": model.views,
         "seconds_per_image": model.cost(),
+        "seconds_per_view": model.view_cost(),
         "batches_halved": model.halved,
         "colours": colours,
         "versions": {
@@ -137,6 +159,8 @@ def _manifest(account: Account, summary: Summary, entries: Sequence[Entry]) -> d
             "pillow": PIL.__version__,
         },
         "inputs": {entry.id: entry.code or entry.status for entry in entries},
+        "gone": account.gone,
+        "pending": account.pending,
     }
 
 
@@ -154,6 +178,8 @@ def _page(tree: Mapping[str, Any], entries: Sequence[Entry]) -> str:
         f"Bundle {', '.join(tree['bundles'])}; views {tree['views']}; gate {tree['gate']}; device {tree['device']}; "
         f"medmtl {tree['versions']['medmtl']}.",
     ]
+    if tree["gate"] != "off" and not tree["fingerprint"]:
+        lines += ["", "The bundle has no fingerprint of its training images, so no input was compared with them."]
     codes = Counter(entry.code for entry in entries if entry.status != "ok")
     if codes:
         remedies = {entry.code: entry.remedy for entry in entries if entry.code}
@@ -168,9 +194,34 @@ def _page(tree: Mapping[str, Any], entries: Sequence[Entry]) -> str:
     if tree["files"]["ignored"]:
         aside = ", ".join(f"{count} {_plain(kind)}" for kind, count in tree["files"]["ignored"].items())
         lines += ["", f"Left aside: {aside}."]
+    if tree["gone"]:
+        results = sum(status == "ok" for status in tree["gone"].values())
+        lines += [
+            "",
+            f"Not in the tables: {len(tree['gone'])} inputs of earlier runs that are no longer there or were changed, "
+            f"{results} of them with results; {LEDGER} holds their rows, {MANIFEST} lists them, and their files stay.",
+        ]
+    if tree["pending"]:
+        lines += ["", f"Not dealt with yet: {len(tree['pending'])} inputs; {MANIFEST} lists them."]
     spent = ", ".join(f"{name} {value:.1f} s" for name, value in tree["seconds"].items())
-    lines += ["", f"Time: {spent}.", ""]
+    lines += ["", f"Time: {spent}.", *_cost(tree), ""]
     return "\n".join(lines)
+
+
+def _cost(tree: Mapping[str, Any]) -> list[str]:
+    """What the network took, and what its views have to do with it; nothing where no image went through."""
+    if not tree["seconds_per_image"]:
+        return []
+    whole, each = (sum(tree[name].values()) for name in ("seconds_per_image", "seconds_per_view"))
+    count = tree["views_per_image"]
+    if count == 1:
+        return ["", f"The network took {whole:.3g} s an image, of one view."]
+    return [
+        "",
+        f"The network took {whole:.3g} s an image, {each:.3g} s for each of its {count} views. Whether they are worth "
+        "it is not known here, since it takes labels: run the study again with views=identity, evaluate both runs, and "
+        "`medmtl compare` them.",
+    ]
 
 
 def _plain(text: str) -> str:

@@ -147,6 +147,15 @@ class Model:
         """Seconds per image of each bundle, by its place and id."""
         return {name: round(seconds / max(self.images, 1), 6) for name, seconds in self.seconds.items()}
 
+    @property
+    def views(self) -> int:
+        """How many views of an image each bundle averages over."""
+        return len(self.members[0].views)
+
+    def view_cost(self) -> dict[str, float]:
+        """Seconds per image and view, as :meth:`cost`: the mean of the views, which all do the same work."""
+        return {name: round(seconds / self.views, 6) for name, seconds in self.cost().items()}
+
 
 def _summary(deviation: Tensor) -> float:
     return float(deviation) if deviation.ndim == 0 else float(deviation.amax(0).mean())

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -14,10 +14,11 @@ from PIL import Image
 
 from medmtl.data.preprocess import Preprocess
 from medmtl.errors import UserError
-from medmtl.inference.names import output_names
+from medmtl.inference.dimensions import wrong_dimensions
+from medmtl.inference.names import Taken, free, output_names
 from medmtl.ingest.scanned import Scanned
 from medmtl.ingest.tasks import Headers, read_headers
-from medmtl.ingest.walk import Found, walk
+from medmtl.ingest.walk import Aside, Found, walk
 from medmtl.io.dicom.record import Header, header_from_json
 from medmtl.io.dicom.series import Policy, Stack, plan
 from medmtl.io.nifti import files_of, read_header
@@ -35,8 +36,10 @@ Kind = Literal["raster", "nifti", "dicom", "file"]  # file: refused before it wa
 class Input:
     """One image, or something that should have been one and is ``refused``.
 
-    ``id`` is its key in the tables: the path of a picture or NIfTI file (``#`` and the page where it has several). A
-    DICOM volume's is modality and a hash of its study and series, since folders and file names may name a patient.
+    ``id`` is its key in the tables: of a picture or NIfTI file its path, or a hash of it (``hashed``), with ``#`` and
+    the page where it has several. A DICOM volume's is modality and a hash of its study and series, since folders and
+    file names may name a patient. In a drop folder the hash is also of what the volume lies in there: the same series
+    may come twice.
     """
 
     id: str
@@ -49,11 +52,12 @@ class Input:
     shape: tuple[int, ...] = ()  # of the decoded image as its header says; empty where unknown
     voxel_mm3: float | None = None
     refused: UserError | None = None
+    hashed: bool = False  # nothing that is written or told may say what its files are called
 
     @property
     def path(self) -> str:
-        """The path for tables that are passed on: none of a DICOM file."""
-        return self.files[0].path if self.kind in ("raster", "nifti") else ""
+        """The path for tables that are passed on: none of a DICOM file, nor where paths are not to be told."""
+        return self.files[0].path if self.kind in ("raster", "nifti") and not self.hashed else ""
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,16 @@ class Listing:
         used = {found.path for item in self.inputs for found in item.files}
         return len(used) + sum(self.ignored.values()) == self.files
 
+    @classmethod
+    def joined(cls, parts: Iterable["Listing"]) -> "Listing":
+        """Listings of folders that share no file as one."""
+        parts = tuple(parts)
+        ignored: Counter[str] = Counter()
+        for part in parts:
+            ignored.update(part.ignored)
+        inputs = sorted((item for part in parts for item in part.inputs), key=lambda item: item.id)
+        return cls(tuple(inputs), dict(sorted(ignored.items())), sum(part.files for part in parts))
+
 
 @dataclass
 class Finder:
@@ -79,6 +93,9 @@ class Finder:
     policy: Policy = field(default_factory=Policy)
     exclude: tuple[Path, ...] = ()  # folders that are never read as input
     threads: int = 1
+    apart: bool = False  # what lies in the folder under one name is planned alone, and so are its ids (a drop folder)
+    taken: Taken = free  # names of output files that are not to be given
+    hashed: bool = False  # ids and names do not tell paths
     _known: dict[str, Scanned] = field(default_factory=dict)
 
     def find(
@@ -89,6 +106,19 @@ class Finder:
         wanted: Callable[[str], bool] = lambda path: True,
     ) -> Listing:
         """The inputs among the ``wanted`` paths; the result does not depend on the order of the folder."""
+        files, asides = self._walk(wanted)
+        begin(len(files))
+        scanned = self._scan(self.source.resolve(), files, advance)
+        if self.apart:
+            return Listing.joined(self._by_study(scanned, asides).values())
+        return self._listing(scanned, asides)
+
+    def studies(self, wanted: Callable[[str], bool], *, advance: Callable[[int], None]) -> dict[str, Listing]:
+        """What lies in the folder under each name, planned alone."""
+        files, asides = self._walk(wanted)
+        return self._by_study(self._scan(self.source.resolve(), files, advance), asides)
+
+    def _walk(self, wanted: Callable[[str], bool]) -> tuple[list[Found], list[Aside]]:
         root = self.source.resolve()
         walked = walk(root)
         closed = tuple(
@@ -103,19 +133,28 @@ class Finder:
         files = [found for found in walked.files if counts(found.path)]
         there = {found.path for found in walked.files}
         self._known = {path: known for path, known in self._known.items() if path in there}
-        begin(len(files))
-        scanned = self._scan(root, files, advance)
+        return files, [aside for aside in walked.asides if counts(aside.path)]
+
+    def _by_study(self, scanned: Iterable[Scanned], asides: Iterable[Aside]) -> dict[str, Listing]:
+        parts: dict[str, tuple[list[Scanned], list[Aside]]] = {}
+        for item in scanned:
+            parts.setdefault(study_of(item.found.path), ([], []))[0].append(item)
+        for aside in asides:
+            parts.setdefault(study_of(aside.path), ([], []))[1].append(aside)
+        return {name: self._listing(*part) for name, part in parts.items()}
+
+    def _listing(self, scanned: Sequence[Scanned], asides: Sequence[Aside]) -> Listing:
         inputs, ignored = self._sorted(scanned)
-        asides = [aside for aside in walked.asides if counts(aside.path)]
         for aside in asides:
             if aside.code.startswith("E-"):
                 error = UserError(aside.code, aside.what, REMEDY[aside.code])
                 inputs.append(Input(aside.path, "file", (Found(aside.path, 0, 0, 0),), refused=error))
             else:
                 ignored[aside.kind] += 1
-        names = output_names({item.id: _stem(item) for item in inputs})
+        inputs = [_hashed(item) for item in inputs] if self.hashed else inputs
+        names = output_names({item.id: _stem(item) for item in inputs}, self.taken)
         named = [_with(item, name=names[item.id]) for item in sorted(inputs, key=lambda item: item.id)]
-        return Listing(tuple(named), dict(sorted(ignored.items())), len(files) + len(asides))
+        return Listing(tuple(named), dict(sorted(ignored.items())), len(scanned) + len(asides))
 
     def _scan(self, root: Path, files: Sequence[Found], advance: Callable[[int], None]) -> list[Scanned]:
         new = [found for found in files if (known := self._known.get(found.path)) is None or known.found != found]
@@ -189,7 +228,7 @@ class Finder:
         planned = plan((item.header for item in dicom if item.header is not None), self.policy)
         drafts = [
             Input(
-                _dicom_id(stack.headers, stack.key),
+                self._dicom_id(stack.headers, stack.key),
                 "dicom",
                 tuple(found[header.path] for header in stack.headers),
                 stack=stack,
@@ -205,33 +244,25 @@ class Finder:
             if headers:
                 files = tuple(sorted(found[header.path] for header in headers))
                 key = "\0".join(sorted(header.sop_instance_uid for header in headers)) + item.error.code
-                drafts.append(Input(_dicom_id(headers, key), "dicom", files, refused=item.error))
+                drafts.append(Input(self._dicom_id(headers, key), "dicom", files, refused=item.error))
                 used |= {file.path for file in files}
         for other in planned.ignored:
             if found[other.header.path].path not in used:
                 ignored[f"DICOM {other.kind}"] += 1
         yield from _told_apart(drafts)
 
+    def _dicom_id(self, headers: Sequence[Header], key: str) -> str:
+        """``CT_`` and 16 hexadecimal digits: the same whenever and wherever the series is predicted; planned apart, of
+        each study that holds it."""
+        first = headers[0]
+        letters = "".join(c for c in first.modality if c.isascii() and c.isalnum()) or "OT"
+        place = [study_of(Path(first.path).relative_to(self.source.resolve()).as_posix())] if self.apart else []
+        return f"{letters}_{_hash(first.study_uid, first.series_uid, key, *place)}"
 
-def wrong_dimensions(kind: str, stack: Stack | None, preprocess: Preprocess) -> UserError | None:
-    """Why a bundle cannot take this kind of image, before a pixel is read; None where it can."""
-    if preprocess.volume is None:
-        if kind == "raster" or (
-            stack is not None and stack.affine is None and stack.shape[2] == 1 and not _moves(stack)
-        ):
-            return None
-        what = "a volume" if stack is None or not _moves(stack) else "a clip over time"
-        return UserError(
-            "E-PRE-KIND",
-            f"{what}; the bundle takes pictures",
-            "use a bundle that was trained on volumes, or leave the file out",
-        )
-    if kind == "nifti" or (stack is not None and stack.affine is not None and not stack.colour and not _moves(stack)):
-        return None
-    what = "a picture" if kind == "raster" else "an image without a place in the patient, in colour, or over time"
-    return UserError(
-        "E-PRE-KIND", f"{what}; the bundle takes volumes", "use a bundle that was trained on pictures, or leave it out"
-    )
+
+def study_of(path: str) -> str:
+    """The name in the source folder under which a file lies."""
+    return path.partition("/")[0]
 
 
 def _size_of(path: Path) -> tuple[int, ...]:
@@ -247,10 +278,6 @@ def _nifti_size(path: Path, max_bytes: int) -> tuple[tuple[int, ...], tuple[floa
 
 def _product(spacing: Sequence[float] | None) -> float | None:
     return math.prod(spacing) if spacing is not None and len(spacing) == 3 else None
-
-
-def _moves(stack: Stack) -> bool:
-    return stack.times > 1
 
 
 def _refused_file(item: Scanned) -> Input:
@@ -271,13 +298,6 @@ def _scanned(found: Found, line: str, root: Path) -> Scanned:
     return Scanned(found, tree["kind"], header, code, tree.get("what", ""), remedy, tree.get("pages", 1))
 
 
-def _dicom_id(headers: Sequence[Header], key: str) -> str:
-    """``CT_`` and 16 hexadecimal digits: the same whenever and wherever the series is predicted."""
-    first = headers[0]
-    letters = "".join(c for c in first.modality if c.isascii() and c.isalnum()) or "OT"
-    return f"{letters}_{_hash(first.study_uid, first.series_uid, key)}"
-
-
 def _told_apart(drafts: Iterable[Input]) -> Iterator[Input]:
     """Inputs of one id (a study that lies there twice under two patients) with a hash of their place added."""
     alike: dict[str, list[Input]] = {}
@@ -288,8 +308,19 @@ def _told_apart(drafts: Iterable[Input]) -> Iterator[Input]:
             yield item if len(same) == 1 else _with(item, id=f"{item.id}-{_hash(item.files[0].path)[:8]}")
 
 
+def _hashed(item: Input) -> Input:
+    """The input under a hash of its path; a DICOM volume as it is."""
+    if item.kind == "dicom":
+        return item
+    letters = {"raster": "IMG", "nifti": "VOL", "file": "FILE"}[item.kind]
+    page = f"#{item.page}" if item.pages > 1 else ""
+    return replace(item, id=f"{letters}_{_hash(item.files[0].path)}{page}", hashed=True)
+
+
 def _stem(item: Input) -> str:
     """What files of an input are called: the name of a picture in full, of a NIfTI file without its suffix."""
+    if item.hashed:
+        return item.id.replace("#", ".p")
     if item.kind not in ("raster", "nifti"):
         return item.id
     path = item.files[0].path

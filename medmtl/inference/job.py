@@ -12,13 +12,15 @@ from medmtl.io.dicom.series import Policy
 from medmtl.models.views import VIEWS, ViewSet
 
 Gate = Literal["off", "warn", "refuse"]
+Names = Literal["path", "hash"]
 
 
 @dataclass(frozen=True)
 class Job:
     """What to predict, with what, where to.
 
-    Results depend on the bundles, ``views``, ``overlays``, ``output``, ``gate``, ``policy`` and ``fill_nan`` alone.
+    Results depend on the bundles, ``views``, ``overlays``, ``output``, ``gate``, ``names``, ``policy`` and ``fill_nan``
+    alone.
     """
 
     bundle: Path
@@ -33,6 +35,7 @@ class Job:
     gate: Gate = "warn"  # what happens to an image unlike those of the training
     policy: Policy = field(default_factory=Policy)  # what may be repaired in DICOM series; the largest volume
     fill_nan: bool = False  # replace up to 0.1 % of NaN voxels by the lowest value
+    names: Names = "path"  # what pictures and NIfTI files are called in the output; the command has hash
     workers: int = 1  # threads that read, preprocess and write
     max_ram: int | None = None  # bytes that images and results at hand may take; None: half of the machine's
     overwrite: bool = False  # drop the results of an earlier job in ``out``
@@ -47,6 +50,8 @@ class Job:
                 raise UserError("E-PRE-JOB", f"{name} is {value}", f"give {least} or more", where="predict")
         if self.views is not None and self.views not in VIEWS:
             raise UserError("E-PRE-JOB", f"unknown views {self.views!r}", f"choose {', '.join(VIEWS)}", where="predict")
+        if self.names not in get_args(Names):
+            raise UserError("E-PRE-JOB", f"unknown names {self.names!r}", "choose path or hash", where="predict")
         if self.gate not in get_args(Gate):
             choices = ", ".join(get_args(Gate))
             raise UserError("E-PRE-JOB", f"unknown gate {self.gate!r}", f"choose {choices}", where="predict")

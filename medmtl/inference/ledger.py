@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from medmtl.errors import UserError
 from medmtl.files import append_line, inside, sha256
+from medmtl.inference.names import folded, name_of
 from medmtl.ledger import begin_ledger, read_entries, remove_outputs
 
 Status = Literal["ok", "failed", "skipped"]
@@ -56,6 +57,16 @@ class Ledger:
         self.entries = {entry.id: entry for entry in read_ledger(path)}
         self.check(self.entries.values())
 
+    @property
+    def entries(self) -> dict[str, Entry]:
+        """The last line of each input, by id."""
+        return self._entries
+
+    @entries.setter
+    def entries(self, entries: dict[str, Entry]) -> None:
+        self._entries = entries
+        self._owners = {place: entry.id for entry in entries.values() for place in _places(entry)}
+
     def check(self, entries: Iterable[Entry]) -> None:
         """Refuse entries of another bundle or other settings (``E-PRE-OUT``)."""
         for entry in entries:
@@ -70,14 +81,45 @@ class Ledger:
                 )
 
     def append(self, entries: Iterable[Entry]) -> None:
-        """Add lines, written and synced together; files of an earlier result that no longer holds are removed."""
+        """Add lines, written and synced together; files of an earlier result that no longer holds are removed.
+
+        Raises ``E-PRE-OWNER``, and adds none, where a file lies under the name of another input's: one of the two
+        results would be shown for both.
+        """
         new = list(entries)
+        owners = self._owners_with(new)
         for entry in new:
             before = self.entries.get(entry.id)
-            remove_outputs(self.path.parent, set(before.outputs) - set(entry.outputs) if before else ())
+            old = set(before.outputs) - set(entry.outputs) if before else set()
+            remove_outputs(self.path.parent, (name for name in old if self._owners.get(_place(name)) == entry.id))
         if new:
             append_line(self.path, "\n".join(json.dumps(asdict(entry), allow_nan=False) for entry in new))
-        self.entries.update({entry.id: entry for entry in new})
+        for entry in new:
+            for place in _places(self._entries.get(entry.id)):
+                if self._owners.get(place) == entry.id:
+                    del self._owners[place]
+            self._entries[entry.id] = entry
+        self._owners |= owners
+
+    def _owners_with(self, new: Iterable[Entry]) -> dict[str, str]:
+        """Who owns the places of new entries; refuses one that another input owns."""
+        owners: dict[str, str] = {}
+        for entry in new:
+            for name in entry.outputs:
+                place = _place(name)
+                owner = owners.setdefault(place, self._owners.get(place, entry.id))
+                if owner != entry.id:
+                    raise UserError(
+                        "E-PRE-OWNER",
+                        f"{name} of {entry.id} lies where the files of {owner} do, which may have been replaced",
+                        "start anew with --overwrite, or choose another folder; if it comes back, report it",
+                        where=str(self.path.parent),
+                    )
+        return owners
+
+    def taken(self, case_id: str, name: str) -> bool:
+        """Whether files of another input lie under a name."""
+        return self._owners.get(folded(name), case_id) != case_id
 
     def done(self, case_id: str, content: str) -> bool:
         """Whether there is a result for this input with this content, and its files are still there and unchanged."""
@@ -86,3 +128,11 @@ class Ledger:
             return False
         files = {inside(self.path.parent, name): digest for name, digest in entry.outputs.items()}
         return all(path.is_file() and sha256(path) == digest for path, digest in files.items())
+
+
+def _place(output: str) -> str:
+    return folded(name_of(output))
+
+
+def _places(entry: Entry | None) -> set[str]:
+    return {_place(name) for name in entry.outputs} if entry is not None else set()

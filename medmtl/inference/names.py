@@ -4,7 +4,7 @@ import hashlib
 import os
 import unicodedata
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 _REFUSED = '<>:"|?*\\'
 _LONGEST = 120  # bytes of one part of a path: writers add suffixes, and a temporary name is longer still
@@ -12,22 +12,42 @@ _WRITTEN = (".png", ".nii", ".gz", ".dcm", ".json", ".html")
 _RESERVED = {"con", "prn", "aux", "nul", *(f"{name}{n}" for name in ("com", "lpt") for n in range(10))}
 
 
-def output_names(stems: Mapping[str, str]) -> dict[str, str]:
+Taken = Callable[[str, str], bool]  # of an id and a name: whether files of another id lie under that name
+
+
+def free(key: str, name: str) -> bool:
+    """Of a new folder: no name is taken."""
+    return False
+
+
+def output_names(stems: Mapping[str, str], taken: Taken = free) -> dict[str, str]:
     """Names by input id, from what each would be called (relative, with ``/``).
 
-    A name that had to be changed, and every one of several that a file system which ignores case or composition would
-    take for one, ends in ``~`` and eight digits of its id's hash; so none depends on the order of the others.
+    A name of which any part had to be changed, every one of several that a file system which ignores case or
+    composition would take for one, and one that is ``taken``, ends in ``~`` and eight digits of its id's hash; so none
+    depends on the order of the others.
     """
     safe = {key: _path(stem) for key, stem in stems.items()}
     alike: dict[str, list[str]] = defaultdict(list)
     for key, name in safe.items():
-        alike[unicodedata.normalize("NFC", name).casefold()].append(key)
+        alike[folded(name)].append(key)
     named = {}
     for keys in alike.values():
         for key in keys:
-            same = safe[key].rpartition("/")[2] == stems[key].rpartition("/")[2]
-            named[key] = safe[key] if same and len(keys) == 1 else f"{safe[key]}~{_digits(key)}"
+            plain = safe[key] == stems[key] and len(keys) == 1 and not taken(key, safe[key])
+            named[key] = safe[key] if plain else f"{safe[key]}~{_digits(key)}"
     return named
+
+
+def folded(name: str) -> str:
+    """The same for all names that a file system which ignores case or composition would take for one."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def name_of(output: str) -> str:
+    """The name that an output file was written under: ``cases/<name>/file`` or ``<folder>/<task>/<name>.png``."""
+    top, _, rest = output.partition("/")
+    return rest.rpartition("/")[0] if top == "cases" else rest.partition("/")[2].removesuffix(".png") or output
 
 
 def _path(stem: str) -> str:

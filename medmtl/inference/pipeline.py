@@ -12,15 +12,15 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from rich.console import Console
 
 from medmtl import __version__
-from medmtl.bundle import load_bundle
+from medmtl.bundle import Bundle, load_bundle
 from medmtl.config import digest, plain
 from medmtl.errors import UserError
-from medmtl.fingerprint import read_fingerprint
+from medmtl.fingerprint import Fingerprint, read_fingerprint
 from medmtl.inference import shards
 from medmtl.inference.account import Account, share_of, write_account
 from medmtl.inference.batches import Batch, default_budget
@@ -131,7 +131,8 @@ def opened(job: Job, console: Console | None = None) -> Iterator[Session]:
     model, settings, work = _loaded(job, console)
     identity = {"bundle": "+".join(model.ids), "settings": settings}
     with signals("batch") as caught, _folder(job, work, identity, caught):
-        yield Session(job, work, _finder(job, model), settings, caught, console, began)
+        finder = replace(_finder(job, model), taken=work.ledger.taken)
+        yield Session(job, work, finder, settings, caught, console, began)
 
 
 @contextmanager
@@ -182,7 +183,7 @@ def _loaded(job: Job, console: Console) -> tuple[Model, str, Work]:
     first = bundles[0].spec.preprocess
     if first.window is not None and first.volume is None:
         hold_memory()  # pictures: batches of one size
-    known = None if job.gate == "off" else read_fingerprint(bundles[0].folder, bundles[0].provenance)
+    known = _fingerprint(job, bundles[0], say)
     features = known is not None and "features" in known.gauges
     model = Model.of(bundles, device=device, views=views, say=say, features=features)
     settings = {
@@ -191,6 +192,7 @@ def _loaded(job: Job, console: Console) -> tuple[Model, str, Work]:
         "overlays": job.overlays,
         "output": plain(job.output),
         "gate": job.gate,
+        "names": job.names,
         "policy": asdict(job.policy),
         "fill_nan": job.fill_nan,
     }
@@ -199,5 +201,29 @@ def _loaded(job: Job, console: Console) -> tuple[Model, str, Work]:
     return model, digest(settings)[:12], work
 
 
+def _fingerprint(job: Job, bundle: Bundle, say: Callable[[str], None]) -> Fingerprint | None:
+    """What the gate compares with; a gate that refuses, without anything to compare with, would refuse nothing."""
+    if job.gate == "off":
+        return None
+    known = read_fingerprint(bundle.folder, bundle.provenance)
+    if known is None and job.gate == "refuse":
+        raise UserError(
+            "E-PRE-JOB",
+            "gate is refuse, but the bundle has no fingerprint of its training images to compare with",
+            "give --gate warn or off, or train again: a bundle that is written now has one",
+            where=str(bundle.folder),
+        )
+    if known is None and not job.shard.rank:
+        say("warning: the bundle has no fingerprint of its training images, so no input is compared with them")
+    return known
+
+
 def _finder(job: Job, model: Model) -> Finder:
-    return Finder(job.source, model.spec.preprocess, policy=job.policy, exclude=(job.out,), threads=job.workers)
+    return Finder(
+        job.source,
+        model.spec.preprocess,
+        policy=job.policy,
+        exclude=(job.out,),
+        threads=job.workers,
+        hashed=job.names == "hash",
+    )

@@ -2,8 +2,12 @@
 
 A *study* is what lies in the folder under one name: a folder with all that is in it, or a single file. It is taken when
 for a while none of its files appeared, vanished or changed. Files that are being copied are therefore never read; what
-comes later to a study that was taken makes it one that has changed, and it is taken again. Tables and manifest are
-written after each study, whole or not at all.
+comes later to a study that was taken makes it one that has changed, and it is taken again.
+
+Studies know nothing of one another: each is planned alone, and what was planned when it was taken is what the report
+is made of. A series of which two studies hold a half each is two volumes, each with a warning. Tables and manifest are
+written after each study, whole or not at all. Which studies were taken, and as what, is written down without their
+names, so that the next watch can tell of them from the start, and of none that was changed or half copied meanwhile.
 
 A study that ends the process (a decoder that crashes, memory that the system takes back) is begun at most twice: before
 it is begun, that is written down, and afterwards erased. Then it is quarantined: each of its files is a row, and it is
@@ -16,7 +20,7 @@ import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import wraps
 from pathlib import Path
@@ -27,15 +31,17 @@ from rich.console import Console
 from medmtl.errors import OK, EnvironmentFailure, TrainingInterrupted, UserError
 from medmtl.files import write_atomic
 from medmtl.inference.heartbeat import Heart
-from medmtl.inference.inputs import Listing
+from medmtl.inference.inputs import Listing, study_of
 from medmtl.inference.job import Job, Summary
 from medmtl.inference.pipeline import Session, opened
 from medmtl.inference.reading import Loaded
 from medmtl.ingest.walk import Found, walk
 
-_BEGUN = ".begun.json"  # studies that were begun and did not end: name -> how often, and as what
+_BEGUN = ".begun.json"  # studies that were begun and did not end: as what -> how often
+_TAKEN = ".taken.json"  # studies that were taken: as what
 _TRIES = 2
 _POLL_S = 1.0
+_SPLIT = "W-PRE-SPLIT the series lies in several studies of the folder; each part is a volume of its own"
 
 State = tuple[Found, ...]  # of a study: its files
 
@@ -71,6 +77,51 @@ class Settled:
         )
 
 
+@dataclass
+class Taken:
+    """What each study that was taken, and is still there, brought; written down without names for the next watch."""
+
+    session: Session
+    listings: dict[str, Listing] = field(default_factory=dict)
+    keys: dict[str, str] = field(default_factory=dict)  # as what, of those that were taken to the end
+
+    @property
+    def path(self) -> Path:
+        return self.session.job.out / _TAKEN
+
+    def recall(self, states: Mapping[str, State], step: Callable[[], None]) -> None:
+        """What an earlier watch took, of studies that are as they were then; no other file is opened."""
+        known = _tree(self.path)
+        self.keys = {name: key for name, state in states.items() if (key := _key(name, state)) in known}
+        finder = self.session.finder
+        self.listings = finder.studies(lambda file: study_of(file) in self.keys, advance=lambda files: step())
+
+    def forget(self, states: Mapping[str, State]) -> None:
+        """Drop the studies that are gone."""
+        self.listings = {name: listing for name, listing in self.listings.items() if name in states}
+        self.keys = {name: key for name, key in self.keys.items() if name in states}
+
+    def ended(self, name: str, key: str) -> None:
+        """Write down that a study was taken to the end."""
+        missing = [item.id for item in self.listings[name].inputs if item.id not in self.session.work.ledger.entries]
+        assert not missing, f"a study was taken, but nothing is known of its inputs {missing}"
+        self._tell_split(name)
+        self.keys[name] = key
+        write_atomic(self.path, json.dumps(dict.fromkeys(sorted(self.keys.values()), 1)))
+
+    def _tell_split(self, name: str) -> None:
+        """A warning for every volume of a series that this study and another one hold: halves look like wholes."""
+        mine = _by_series([self.listings[name]])
+        others = _by_series(listing for other, listing in self.listings.items() if other != name)
+        entries = self.session.work.ledger.entries
+        told = [entries[id_] for series in mine.keys() & others.keys() for id_ in (*mine[series], *others[series])]
+        new = [entry for entry in told if entry.status == "ok" and _SPLIT not in entry.warnings]
+        self.session.work.ledger.append(replace(entry, warnings=(*entry.warnings, _SPLIT)) for entry in new)
+
+    def report(self) -> Summary:
+        return self.session.report(Listing.joined(self.listings.values()))
+
+
 def watch(job: Job, *, settle_s: float = 30.0, clock: Clock = Clock(), console: Console | None = None) -> Summary:
     """Predict what is put into ``job.source`` until SIGINT or SIGTERM, then return how it stands, with exit code 0.
 
@@ -79,29 +130,43 @@ def watch(job: Job, *, settle_s: float = 30.0, clock: Clock = Clock(), console: 
     if job.shard.world > 1:
         raise UserError("E-PRE-JOB", f"{job.shard.world} processes watch one folder", "start one", where="WORLD_SIZE")
     with opened(job, console) as session:
-        settled, heart = Settled(settle_s), _heart(session, clock)
+        session.finder = replace(session.finder, apart=True, taken=session.work.ledger.taken)
+        settled, heart, taken = Settled(settle_s), _heart(session, clock), Taken(session)
+        heart.turn("working")
+        taken.recall(_states(job), heart.step)
         with contextlib.suppress(TrainingInterrupted):
             while not session.caught:
                 heart.turn("waiting")
-                _round(session, settled, clock, heart)
+                _round(taken, settled, clock, heart)
                 if not session.caught:
                     clock.sleep(min(_POLL_S, max(settle_s, 0.01)))
         heart.turn("working")
-        summary = replace(session.report(_known(session)), exit_code=OK)
+        summary = replace(taken.report(), exit_code=OK)
         heart.turn("stopped")
         return summary
 
 
-def _round(session: Session, settled: Settled, clock: Clock, heart: Heart) -> None:
+def _by_series(listings: Iterable[Listing]) -> dict[tuple[str, str], list[str]]:
+    """Ids of volumes by study and series UID."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for item in (item for listing in listings for item in listing.inputs):
+        if item.stack is not None:
+            first = item.stack.first
+            found.setdefault((first.study_uid, first.series_uid), []).append(item.id)
+    return found
+
+
+def _round(taken: Taken, settled: Settled, clock: Clock, heart: Heart) -> None:
     """Take every study that has stopped growing."""
-    states = _states(session.job)
+    states = _states(taken.session.job)
+    taken.forget(states)
     for name in settled.look(states, clock.now()):
-        if session.caught:
+        if taken.session.caught:
             return
         heart.turn("working")
-        _take(session, name, states[name])
+        _take(taken, name, states[name])
         settled.taken[name] = states[name]
-        summary = session.report(_known(session))
+        summary = taken.report()
         heart.took(summary.ok, summary.total - summary.ok)
 
 
@@ -139,25 +204,29 @@ def _states(job: Job) -> dict[str, State]:
     found: dict[str, list[Found]] = {}
     for item in walk(root).files:
         if own is None or not f"{item.path}/".startswith(own):
-            found.setdefault(item.path.partition("/")[0], []).append(item)
+            found.setdefault(study_of(item.path), []).append(item)
     return {name: tuple(files) for name, files in found.items()}
 
 
-def _take(session: Session, name: str, state: State) -> None:
+def _take(taken: Taken, name: str, state: State) -> None:
     """Predict one study, unless it has ended the process twice as it is."""
+    session = taken.session
     path, key = session.job.out / _BEGUN, _key(name, state)
-    begun = _begun(path)
+    begun = _tree(path)
     if begun.get(key, 0) >= _TRIES:
-        listing = session.find(lambda file: file.partition("/")[0] == name)
-        _quarantine(session, listing)
+        taken.listings[name] = session.find(lambda file: study_of(file) == name)
+        _quarantine(session, taken.listings[name])
+        taken.ended(name, key)
         return
     write_atomic(path, json.dumps({**begun, key: begun.get(key, 0) + 1}))
     try:
-        session.predict(lambda file: file.partition("/")[0] == name)
+        taken.listings[name] = session.find(lambda file: study_of(file) == name)
+        session._run(session.work.plan(taken.listings[name].inputs))
     except (TrainingInterrupted, EnvironmentFailure):  # not the study's fault
         write_atomic(path, json.dumps(begun))
         raise
     write_atomic(path, json.dumps(begun))
+    taken.ended(name, key)
 
 
 def _quarantine(session: Session, listing: Listing) -> None:
@@ -176,22 +245,16 @@ def _done(session: Session, case_id: str) -> bool:
     return known is not None and known.status == "ok"
 
 
-def _known(session: Session) -> Listing:
-    """Everything in the folder that a study which was taken brought."""
-    entries = session.work.ledger.entries
-    listing = session.finder.find()
-    return Listing(tuple(item for item in listing.inputs if item.id in entries), listing.ignored, listing.files)
-
-
 def _key(name: str, state: State) -> str:
     """A study as it is: another one when a file of it changed."""
     text = json.dumps([name, [[found.path, found.size, found.mtime_ns] for found in state]])
     return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
 
 
-def _begun(path: Path) -> dict[str, int]:
+def _tree(path: Path) -> dict[str, int]:
+    """The numbers by key that a file holds; none where it is absent or damaged."""
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return {str(key): int(count) for key, count in tree.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
         return {}
-    return {str(key): int(count) for key, count in tree.items()} if isinstance(tree, dict) else {}

@@ -162,9 +162,7 @@ class Work:
             if item.refused is not None:
                 raise item.refused
             if (cost := cost_of(item, self.model.spec)) > self.budget:
-                what = (
-                    f"the image and its results take {cost / 2**30:.1f} GiB, {self.budget / 2**30:.1f} GiB may be used"
-                )
+                what = f"the image and its results take {_size(cost)}, {_size(self.budget)} may be used"
                 raise UserError("E-PRE-MEMORY", what, "raise --max-ram, or cut the image")
             content = self.reader.digest(item)
             if not even_if_done and self.ledger.done(item.id, content):
@@ -256,3 +254,8 @@ class Work:
             self._entry(Loaded(item), "skipped", 0.0, code="E-PRE-STOPPED", message=reason, remedy=remedy)
             for item in left
         )
+
+
+def _size(count: int) -> str:
+    """Bytes in the larger unit that gives a whole one, with a decimal: 1.5 GiB, 0.9 MiB."""
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"

@@ -1,5 +1,6 @@
 """A label out of K ordered levels: a score of whole numbers, or grades by name."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal, Self
 
@@ -62,12 +63,18 @@ class Ordinal(Task):
         return tuple(str(level) for level in range(self.low, self.high + 1))
 
     @property
-    def values(self) -> tuple[float, ...]:
-        """What each level counts in a sum of tasks: its number, or that in its name; without numbers, its place."""
+    def numbers(self) -> tuple[float, ...] | None:
+        """The levels as the numbers that they are or are called by (CDR: 0, 0.5, 1, 2, 3); None where one is a word."""
         try:
-            return tuple(float(name) for name in self.levels)
+            numbers = tuple(float(name) for name in self.levels)
         except ValueError:
-            return tuple(float(place) for place in range(len(self.levels)))
+            return None
+        return numbers if all(map(math.isfinite, numbers)) else None
+
+    @property
+    def values(self) -> tuple[float, ...]:
+        """What each level counts in a sum of tasks: its number; without numbers, its place."""
+        return self.numbers or tuple(float(place) for place in range(len(self.levels)))
 
     @property
     def lowest(self) -> int:

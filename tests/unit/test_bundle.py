@@ -1,5 +1,7 @@
 """A bundle is the model, whole: it computes the same bits, it is refused when it is not itself, and it runs no code."""
 
+import datetime
+import hashlib
 import pickle
 
 import numpy as np
@@ -88,9 +90,13 @@ def test_a_flipped_byte_is_refused(folder, place):
 
 
 def test_a_bundle_of_another_format_or_in_pieces_is_refused(folder):
-    tree = yaml.safe_load((folder / SPEC).read_text())
+    tree = _undigested(folder)
     for change, code in (
         ({"format": 2}, "E-BUN-FORMAT"),
+        ({"modle": tree["model"]}, "E-BUN-FORMAT"),
+        ({"provenance": 5}, "E-BUN-FORMAT"),
+        ({"provenance": [1]}, "E-BUN-FORMAT"),
+        ({"provenance": {"made": datetime.date(2020, 1, 1)}}, "E-BUN-FORMAT"),
         ({"model": {**tree["model"], "views": "spin"}}, "E-CFG"),
         ({"model": None}, "E-CFG"),
         ({"model": {**tree["model"], "encoder": {"kind": "timm", "name": "test_convnext"}}}, "E-BUN-WEIGHTS"),
@@ -98,8 +104,81 @@ def test_a_bundle_of_another_format_or_in_pieces_is_refused(folder):
     ):
         (folder / SPEC).write_text(yaml.safe_dump({**tree, **change}))
         refuses(code, lambda: load_bundle(folder))
+    for key in ("weights_sha256", "model"):
+        (folder / SPEC).write_text(yaml.safe_dump({name: tree[name] for name in tree.keys() - {key}}))
+        refuses("E-BUN-FORMAT", lambda: load_bundle(folder), says=f"no {key}")
     (folder / SPEC).unlink()
     refuses("E-BUN-FILE", lambda: load_bundle(folder), says=SPEC)
+
+
+def _undigested(folder):
+    """The specification as it was written before it had a digest of its own."""
+    tree = yaml.safe_load((folder / SPEC).read_text())
+    del tree["spec_sha256"]
+    return tree
+
+
+def test_one_without_a_digest_of_its_specification_still_loads(folder):
+    found = load_bundle(folder)
+    (folder / SPEC).write_text(yaml.safe_dump(_undigested(folder)))
+    old = load_bundle(folder)
+    assert (old.id, old.spec, old.provenance) == (found.id, found.spec, found.provenance)
+
+
+ALTERED = {  # keys -> another value: valid each, and with another meaning
+    "a class's name": (("model", "tasks", "grade", "classes"), ["low", "none"]),
+    "the classes' order": (("model", "tasks", "grade", "classes"), ["high", "low"]),
+    "a threshold": (("model", "tasks", "grade", "threshold"), 0.9),
+    "a number's scale": (("model", "tasks", "size", "scale"), 20.0),
+    "how it is normalised": (("model", "preprocess", "normalise", "mean"), [0.4, 0.5, 0.5]),
+    "the views": (("model", "views"), "identity"),
+    "where it came from": (("provenance", "seed"), 4),
+    "who wrote it": (("medmtl",), "0"),
+    "its digest": (("spec_sha256",), None),
+}
+
+
+@pytest.mark.parametrize("what", ALTERED)
+def test_an_altered_specification_is_refused(folder, what):
+    (*parents, key), value = ALTERED[what]
+    tree = node = yaml.safe_load((folder / SPEC).read_text())
+    for parent in parents:
+        node = node[parent]
+    assert node[key] != value
+    node[key] = value
+    (folder / SPEC).write_text(yaml.safe_dump(tree))
+    refuses("E-BUN-HASH", lambda: load_bundle(folder), kind=SafetyRefusal, says="altered")
+    if what != "its digest":  # nothing else would have refused it
+        (folder / SPEC).write_text(yaml.safe_dump(_undigested(folder)))
+        load_bundle(folder)
+
+
+def test_another_order_of_keys_or_layout_of_the_yaml_is_no_alteration(folder):
+    tree = yaml.safe_load((folder / SPEC).read_text())
+    (folder / SPEC).write_text("# a remark\n" + yaml.safe_dump(tree, sort_keys=True, default_flow_style=True, width=40))
+    load_bundle(folder)
+
+
+def test_the_digest_survives_yaml(spec, model, tmp_path):
+    """Texts and numbers that YAML writes in a way of its own; a lone NEL it reads back as a space."""
+    provenance = {
+        "texts": ["1e5", "no", "2020-01-01", "null", "0x1f", "1_000", "µm", "a: b\n c ", "\U0001f9e0", "\x85", ""],
+        "numbers": [1e-7, 1e22, -0.0, 0.1 + 0.2, 5e-324, 2**70, float("inf"), True, None],
+        "tuple": (1, (2.0,)),
+    }
+    identity = save_bundle(tmp_path / "odd", spec, model, provenance=provenance, card="")
+    found = load_bundle(tmp_path / "odd")
+    assert found.id == identity
+    assert found.provenance["texts"] == [" " if text == "\x85" else text for text in provenance["texts"]]
+    assert found.provenance["numbers"] == provenance["numbers"]
+
+
+@pytest.mark.parametrize("content", [pickle.dumps({"weights": [1.0]}), b"", b"PK\x03\x04" + bytes(40), b"\xff" * 64])
+def test_weights_that_are_no_safetensors_file_are_refused_though_their_hash_be_right(folder, content):
+    (folder / WEIGHTS).write_bytes(content)
+    tree = {**_undigested(folder), "weights_sha256": hashlib.sha256(content).hexdigest()}
+    (folder / SPEC).write_text(yaml.safe_dump(tree))
+    refuses("E-BUN-WEIGHTS", lambda: load_bundle(folder), kind=SafetyRefusal, says="no safetensors file")
 
 
 def test_a_spec_that_would_run_code_is_refused(folder):

@@ -82,6 +82,7 @@ def test_a_bad_override_is_refused(text):
         ("a: !!python/object/apply:os.system [echo]\n", "E-CFG-YAML", "python/object"),
         ("a: !!python/name:os.system\n", "E-CFG-YAML", "python/name"),
         ("a: !Custom 1\n", "E-CFG-YAML", "Custom"),
+        ("a: 2020-99-99\n", "E-CFG-YAML", "quote it"),
     ],
 )
 def test_a_bad_file_is_refused_and_never_run(tmp_path, text, code, says):

@@ -1,6 +1,12 @@
 """A MONAI Bundle that monai.bundle runs, with the answers of the bundle it was made of."""
 
 import json
+import re
+import shlex
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -85,6 +91,27 @@ def test_monai_runs_it_on_a_folder_of_images(tmp_path, pictures):
             np.testing.assert_allclose(found, expected[0].numpy(), atol=1e-5)
     assert len(list((tmp_path / "answers").iterdir())) == 6
     assert not [path for path in out.rglob("*") if path.suffix in (".pt", ".pth", ".pkl")]
+
+
+@pytest.mark.skipif(find_spec("fire") is None, reason="the command of monai.bundle needs fire (medmtl[export])")
+def test_the_documented_command_writes_the_same_answers(tmp_path, pictures):
+    """As ``docs/export.md`` has it, word for word."""
+    out, answers = tmp_path / "out", tmp_path / "answers"
+    export(ExportJob(_bundle(tmp_path / "bundle", TREE["preprocess"]), out, "monai", tasks=("size",)))
+    page = (Path(__file__).parents[2] / "docs" / "export.md").read_text(encoding="utf-8")
+    (command,) = re.findall(r"```\n(python -m monai\.bundle run .*?)\n```", page, re.DOTALL)
+    command = command.replace("\\\n", "")  # a shell joins the lines
+    places = {"OUT": str(out), "IMAGES": str(pictures), "ANSWERS": str(answers), "python": sys.executable}
+    words = shlex.split(re.sub(r"\b(OUT|IMAGES|ANSWERS|python)\b", lambda found: places[found[0]], command))
+    done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    network = torch.jit.load(out / "models/model.ts")
+    spec = load_bundle(tmp_path / "bundle").spec
+    for name in ("a.png", "b.png"):
+        image = spec.preprocess.apply(spec.preprocess.read(pictures / name)[0])[None]
+        found = np.load(answers / f"{name}.size.npy", allow_pickle=False)
+        np.testing.assert_allclose(found, network(image)["size"][0].numpy(), atol=1e-5)
+    assert len(list(answers.iterdir())) == 2
 
 
 def test_monai_knows_its_properties_and_its_metadata_says_what_the_network_is(tmp_path):

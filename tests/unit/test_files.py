@@ -3,6 +3,7 @@
 import errno
 import os
 import pickle
+import re
 import resource
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from laws import refuses
 
 from medmtl.errors import EnvironmentFailure, NothingUsable, SafetyRefusal, TrainingInterrupted, UserError
-from medmtl.files import append_line, atomic_path, inside, sha256, sweep_temporaries, write_atomic
+from medmtl.files import append_line, atomic_path, disk_errors, inside, sha256, sweep_temporaries, write_atomic
 from medmtl.seeds import counted, generator
 
 
@@ -56,6 +57,24 @@ def test_a_folder_that_may_not_be_made_is_told_as_such(tmp_path, monkeypatch):
     monkeypatch.setattr("pathlib.Path.mkdir", refuse)
     refuses("E-DISK", lambda: write_atomic(tmp_path / "new" / "file", "x"), kind=EnvironmentFailure, says="permission")
     refuses("E-DISK", lambda: append_line(tmp_path / "new" / "file", "x"), kind=EnvironmentFailure, says="permission")
+
+
+@pytest.mark.parametrize(
+    ("number", "what", "remedy"),
+    [
+        (errno.ENOSPC, r"the disk is full \(\d+ MiB free\)", "free space"),
+        (errno.EDQUOT, "the disk quota is used up", "remove files of your own"),
+        (errno.EFBIG, "the file is too big", "ulimit -f"),
+        (errno.EROFS, "the file system is read-only", "mount this one for writing"),
+        (errno.EACCES, "permission is denied", "that you may write to"),
+    ],
+)
+def test_each_refusal_of_the_system_has_its_own_remedy(tmp_path, number, what, remedy):
+    with pytest.raises(EnvironmentFailure) as caught, disk_errors(tmp_path / "file"):
+        raise OSError(number, "refused")
+    assert re.fullmatch(f"cannot write: {what}", caught.value.what)
+    assert remedy in caught.value.remedy and caught.value.remedy.endswith("run the same command again")
+    assert number == errno.ENOSPC or "free" not in caught.value.what + caught.value.remedy
 
 
 def test_lines_are_appended_and_leftovers_swept(tmp_path):

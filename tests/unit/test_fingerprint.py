@@ -6,19 +6,22 @@ import hashlib
 import io
 import json
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
+import yaml
+from laws import refuses
 from rich.console import Console
 from scipy.ndimage import gaussian_filter
 
-from medmtl.bundle import ModelSpec, load_bundle, save_bundle
+from medmtl.bundle import SPEC, ModelSpec, load_bundle, save_bundle
 from medmtl.data.case import Case
 from medmtl.data.preprocess import Preprocess
 from medmtl.errors import SafetyRefusal, UserError
@@ -40,8 +43,9 @@ from medmtl.fingerprint import (
     training_fingerprint,
     write_fingerprint,
 )
+from medmtl.inference.job import Gate
 from medmtl.inference.ledger import read_ledger
-from medmtl.inference.pipeline import Job, Summary, predict
+from medmtl.inference.pipeline import Job, Summary, look_ahead, predict
 from medmtl.io.nifti import write_nifti
 from medmtl.io.raster import write_png
 from medmtl.io.volume import Volume
@@ -345,7 +349,7 @@ def test_a_changed_or_missing_one_is_refused_and_none_is_none(bundle: Path, tmp_
     assert read_fingerprint(tmp_path, {}) is None
 
 
-def _written(folder: Path, tree: dict[str, Any]) -> Fingerprint:
+def _written(folder: Path, tree: Any) -> Fingerprint:
     text = json.dumps(tree)
     (folder / FILE).write_text(text)
     known = read_fingerprint(folder, {KEY: hashlib.sha256(text.encode()).hexdigest()})
@@ -366,8 +370,82 @@ def test_one_of_format_1_is_compared_as_before(held_out: int, level: str, tmp_pa
         assert (verdict.level, set(verdict.fields)) == (expected, {"features"} if ratio > 1.25 else set())
     assert compare(known, _facts(mean=0.651)).fields.keys() == {"mean"}
     assert _written(tmp_path, {**tree, "mean": [], "variance": []}).gauges == {}
-    with pytest.raises(UserError, match="E-BUN-FORMAT"):
-        _written(tmp_path, {**tree, "format": 3})
+    assert _written(tmp_path, {**tree, "mean": [], "variance": [], "distance_99": 0.0}).gauges == {}
+
+
+def test_the_first_files_of_format_1_know_of_no_held_out_cases(tmp_path: Path) -> None:
+    """As bundles of volumes have them: no ``held_out``, so their distance warns and does not refuse."""
+    tree = {"format": 1, "cases": 40, "kind": "volume", "channels": 1,
+            "ranges": {"spacing_d_mm": [3.0, 3.0], "extent_d_mm": [183.0, 183.0], "mean": [0.11, 0.18]},
+            "labels": {"plane": ["isotropic"]}, "mean": [0.5, -0.25], "variance": [0.01, 4.0],
+            "distance_99": 2.0}  # fmt: skip
+    known = _written(tmp_path, tree)
+    assert known == _written(tmp_path, {**tree, "held_out": 0})
+    facts = Facts("volume", 1, {"spacing_d_mm": 3.0, "mean": 0.15}, {"plane": "isotropic"}, features=(0.5, -0.25))
+    assert compare(known, facts).level == "in_range"
+    assert compare(known, replace(facts, features=(9.0, 90.0))).level == "warn"
+
+
+APPEARANCE = {"names": ["a", "b"], "scale": [1.0, 2.0], "reference": [[0.0, 0.0], [1.0, 1.0]], "unit": 2.0,
+              "precision": [[1.0, 0.0], [0.0, 1.0]], "refuse": None}  # fmt: skip
+CURRENT = {"format": 2, "cases": 9, "kind": "picture", "channels": 3, "ranges": {"mean": [0.4, 0.6]}, "labels": {},
+           "groups": 9, "level": 0.1, "gauges": {"appearance": APPEARANCE}}  # fmt: skip
+FIRST = {"format": 1, "cases": 40, "kind": "picture", "channels": 3, "ranges": {}, "labels": {}, "mean": [1.0],
+         "variance": [4.0], "distance_99": 2.0}  # fmt: skip
+
+
+def _gauge(**change: Any) -> dict[str, Any]:
+    return {**CURRENT, "gauges": {"appearance": {**APPEARANCE, **change}}}
+
+
+@pytest.mark.parametrize(
+    ("tree", "says"),
+    [
+        ({**CURRENT, "format": 3}, "format 3"),
+        ({**CURRENT, "format": None}, "format None"),
+        ([1], ""),
+        (None, ""),
+        ({**CURRENT, "cases": "many"}, "cases"),
+        ({**CURRENT, "ranges": {"mean": [0.4]}}, "ranges.mean"),
+        ({**CURRENT, "ranges": {"mean": "ab"}}, "ranges.mean"),
+        ({**CURRENT, "labels": [["plane"]]}, "labels"),
+        ({**CURRENT, "extra": 1}, "unknown key 'extra'"),
+        ({name: value for name, value in CURRENT.items() if name != "gauges"}, "'gauges' is missing"),
+        ({name: value for name, value in CURRENT.items() if name != "ranges"}, "ranges"),
+        ({**CURRENT, "gauges": {"appearance": None}}, "gauges.appearance"),
+        (_gauge(unit="far"), "gauges.appearance.unit"),
+        (_gauge(other=1), "unknown key 'other'"),
+        (_gauge(names=["a"]), "differ in size"),
+        (_gauge(reference=[[0.0]]), "differ in size"),
+        (_gauge(reference=[]), "differ in size"),
+        (_gauge(precision=[[1.0, 0.0]]), "not square"),
+        ({name: value for name, value in FIRST.items() if name != "variance"}, "'variance' is missing"),
+        ({**FIRST, "held_out": "none"}, ""),
+        ({**FIRST, "variance": ["x"]}, ""),
+        ({**FIRST, "variance": [4.0, 1.0]}, "differ in size"),
+    ],
+)
+def test_what_is_no_fingerprint_is_named(tree: Any, says: str, tmp_path: Path) -> None:
+    assert _written(tmp_path, CURRENT).cases == 9
+    assert _written(tmp_path, FIRST).cases == 40
+    assert says in refuses("E-BUN-FORMAT", lambda: _written(tmp_path, tree), kind=UserError, says="--gate off")
+
+
+def test_what_is_no_json_is_named(tmp_path: Path) -> None:
+    for content in (b"{", b"\xff\xfe\x00", b"[" * 100_000):
+        (tmp_path / FILE).write_bytes(content)
+        provenance = {KEY: hashlib.sha256(content).hexdigest()}
+        refuses("E-BUN-FORMAT", partial(read_fingerprint, tmp_path, provenance), says=FILE)
+
+
+def test_a_gate_is_not_taken_away_by_forgetting_its_hash(bundle: Path, scans: Path, tmp_path: Path) -> None:
+    shutil.copytree(bundle, tmp_path / "bundle")
+    tree = yaml.safe_load((bundle / SPEC).read_text())
+    del tree["provenance"][KEY]
+    (tmp_path / "bundle" / SPEC).write_text(yaml.safe_dump(tree))
+    job = Job(tmp_path / "bundle", scans, tmp_path / "out", device="cpu")
+    for gate in get_args(Gate):
+        refuses("E-BUN-HASH", partial(predict, replace(job, gate=gate)), kind=SafetyRefusal)
 
 
 def _verdicts(bundle: Path, root: Path, change: Callable[[np.ndarray], np.ndarray], first: int = 500) -> list[Any]:
@@ -470,13 +548,29 @@ def test_off_and_unknown_say_so_and_change_no_result(bundle: Path, scans: Path, 
     _run(bundle, scans, tmp_path / "off", gate="off")
     loaded = load_bundle(bundle)
     save_bundle(tmp_path / "old", loaded.spec, loaded.model, provenance={}, card="")
-    _run(tmp_path / "old", scans, tmp_path / "unknown", gate="refuse")
+    _run(tmp_path / "old", scans, tmp_path / "unknown")
     tables = {name: _table(tmp_path / name / "predictions.csv") for name in ("warn", "off", "unknown")}
     assert {row["gate"] for row in tables["off"].values()} == {"off"}
     assert {row["gate"] for row in tables["unknown"].values()} == {"unknown"}
     for name in tables["warn"]:
         assert len({table[name]["grade.p.high"] for table in tables.values()}) == 1
     assert all(entry.cells["refer_to_reader"] == "false" for entry in read_ledger(tmp_path / "off" / "cases.jsonl"))
+
+
+def test_a_gate_without_a_fingerprint_says_that_it_looks_at_nothing(bundle: Path, scans: Path, tmp_path: Path) -> None:
+    loaded = load_bundle(bundle)
+    save_bundle(tmp_path / "old", loaded.spec, loaded.model, provenance={}, card="")
+    job = Job(tmp_path / "old", scans, tmp_path / "out", device="cpu", gate="refuse")
+    for action in (predict, look_ahead):
+        refuses("E-PRE-JOB", partial(action, job), kind=UserError, says="--gate warn or off")
+    assert not (tmp_path / "out").exists()
+    cases: list[tuple[Path, Gate, int]] = [(job.bundle, "warn", 1), (job.bundle, "off", 0), (bundle, "warn", 0)]
+    for used, gate, said in cases:
+        console = Console(file=io.StringIO(), width=400)
+        out = tmp_path / f"{used.name}-{gate}"
+        predict(replace(job, bundle=used, gate=gate, out=out), console=console)
+        assert (out / "summary.md").read_text().count("has no fingerprint") == said
+        assert console.file.getvalue().count("has no fingerprint") == said  # type: ignore[attr-defined]
 
 
 def test_a_volume_of_other_voxels_and_values_is_named(tmp_path: Path) -> None:

@@ -95,3 +95,41 @@ def test_a_ledger_cannot_name_files_outside_its_folder(tmp_path: Path) -> None:
 def test_numbers_are_finite(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON"):
         _open(tmp_path).append([replace(OK, cells={"x": float("nan")})])
+
+
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("name", ["masks/gland/b.png.png", "masks/gland/B.png.png", "cases/b.png/record.json"])
+def test_no_input_takes_the_place_of_anothers_files(tmp_path: Path, name: str, together: bool) -> None:
+    ledger = _open(tmp_path)
+    one = replace(OK, outputs={"masks/gland/b.png.png": "x", "overlays/gland/b.png.png": "y"})
+    other = replace(OK, id="b.png", outputs={name: "z"})
+    if not together:
+        ledger.append([one])
+        ledger = _open(tmp_path)  # also of an earlier run
+    with pytest.raises(UserError, match=r"E-PRE-OWNER.*of b\.png lies where the files of a\.png do.*--overwrite"):
+        ledger.append([one, other] if together else [other])
+    assert "b.png" not in ledger.entries and "b.png" not in {entry.id for entry in read_ledger(ledger.path)}
+    ledger.append([one, replace(other, outputs={"masks/gland/c.png.png": "z"})])
+
+
+def test_a_place_that_is_given_up_is_free(tmp_path: Path) -> None:
+    ledger = _open(tmp_path)
+    one = replace(OK, outputs={"cases/x/organ.nii.gz": "x"})
+    ledger.append([one])
+    assert ledger.taken("b", "X") and not ledger.taken(one.id, "x") and not ledger.taken("b", "y")
+    ledger.append([replace(one, status="failed", outputs={})])
+    assert not ledger.taken("b", "x")
+    ledger.append([replace(one, id="b")])
+    assert ledger.taken(one.id, "x")
+
+
+def test_a_file_that_two_lines_claim_goes_with_the_last_of_them(tmp_path: Path) -> None:
+    ledger = _open(tmp_path)
+    first = _with_file(tmp_path)
+    lines = [json.dumps(entry.__dict__) for entry in (first, replace(first, id="b.png"))]
+    ledger.path.write_text("\n".join(lines) + "\n")
+    ledger = _open(tmp_path)
+    ledger.append([replace(first, outputs={})])
+    assert (tmp_path / "m.png").exists()
+    ledger.append([replace(first, id="b.png", outputs={})])
+    assert not (tmp_path / "m.png").exists()

@@ -22,6 +22,7 @@ from medmtl.evaluation.case_error import error_size
 from medmtl.evaluation.figures import galleries, task_figures
 from medmtl.evaluation.summary import evaluate_table
 from medmtl.inference.pipeline import Job, predict
+from medmtl.inference.writers import Output
 from medmtl.io.raster import write_png
 from medmtl.models.head import CumulativeHead
 from medmtl.prepared import prepare
@@ -227,7 +228,8 @@ def test_plots_and_galleries_show_levels() -> None:
 def test_a_bundle_keeps_it_and_predict_writes_its_columns(tmp_path: Path) -> None:
     torch.manual_seed(0)
     tasks = {"swede": {"kind": "ordinal", "low": 0, "high": 10, "prior": [float(p) for p in SHARES]},
-             "cin": {"kind": "ordinal", "classes": list(GRADES.classes)}}  # fmt: skip
+             "cin": {"kind": "ordinal", "classes": list(GRADES.classes)},
+             "cdr": {"kind": "ordinal", "classes": ["0", "0.5", "1", "2"], "prior": [0, 0, 0, 1]}}  # fmt: skip
     encoder = {"kind": "timm", "name": "test_efficientnet"}
     spec = ModelSpec.model_validate({"preprocess": {}, "encoder": encoder, "tasks": tasks})
     model = spec.build().eval()
@@ -239,7 +241,8 @@ def test_a_bundle_keeps_it_and_predict_writes_its_columns(tmp_path: Path) -> Non
             torch.testing.assert_close(bundle.model(image)[name], output)
     for i in range(2):
         write_png(tmp_path / f"in/{i}.png", (image[i] * 255).byte().permute(1, 2, 0).numpy())
-    job = Job(tmp_path / "bundle", tmp_path / "in", tmp_path / "out", device="cpu")
+    output = Output(formats=("json", "html"))
+    job = Job(tmp_path / "bundle", tmp_path / "in", tmp_path / "out", device="cpu", output=output)
     predict(job, console=Console(file=io.StringIO()))
     with (tmp_path / "out/predictions.csv").open(encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
@@ -249,3 +252,20 @@ def test_a_bundle_keeps_it_and_predict_writes_its_columns(tmp_path: Path) -> Non
         assert float(row["swede.expected"]) == pytest.approx(np.dot(shares, range(11)), abs=1e-4)
         assert row["swede.level"] == str(np.searchsorted(np.cumsum(shares), 0.5))
         assert row["cin.level"] in GRADES.classes
+        assert "cin.expected" not in row  # words have no mean
+        mean = np.dot([float(row[f"cdr.p.{name}"]) for name in ("0", "0.5", "1", "2")], (0, 0.5, 1, 2))
+        assert float(row["cdr.expected"]) == pytest.approx(mean, abs=1e-4)
+        assert row["cdr.level"] == "2" and 1.9 < mean <= 2  # the scale ends there; the mean place would be near 3
+        found = next(tmp_path.glob(f"out/cases/{Path(row['image']).stem}*"))
+        told = (found / "findings.json").read_text(encoding="utf-8")
+        assert "Expected cdr" in told and f'"value": {row["cdr.expected"]}' in told and "Expected cin" not in told
+        page = (found / "report.html").read_text(encoding="utf-8")
+        assert f"expected level {mean:.4g}." in page and page.count("expected level") == 2
+
+
+def test_levels_are_numbers_where_every_name_is_one() -> None:
+    assert Ordinal(classes=("0", "0.5", "1", "2")).numbers == (0, 0.5, 1, 2)
+    assert Ordinal(low=-1, high=1).numbers == (-1, 0, 1)
+    for words in (("0", "I", "II"), ("nan", "0", "1"), ("0", "1", "inf")):
+        task = Ordinal(classes=words)
+        assert task.numbers is None and task.values == (0, 1, 2)

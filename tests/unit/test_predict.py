@@ -148,6 +148,7 @@ def test_every_image_is_a_row_and_bad_ones_say_why(mixed: tuple[Summary, Path]) 
     bad |= {"empty.png": "E-FILE-EMPTY", "text.png": "E-FILE-CONTENT"}  # by their first bytes, before being opened
     assert {name: row["code"] for name, row in errors.items()} == bad
     assert all(row["message"] and row["remedy"] for row in errors.values())
+    assert errors["small.png"]["remedy"].startswith("give larger images; in a study,")
     assert {name for name, row in rows.items() if row["status"] == "failed"} == set(bad)
     assert set(rows) == {*bad, "0.png", "1.png", "2.png", "photo.JPG", "one.tif", "many.tiff#0", "many.tiff#1",
                          "'=SUM(1).png", "blank.png"}  # fmt: skip
@@ -518,7 +519,7 @@ def test_names_that_no_output_can_have_are_changed(bundle: Path, tmp_path: Path)
     assert _run(bundle, source, tmp_path / "out").exit_code == 0
     rows = _table(tmp_path / "out" / "predictions.csv")
     masks = {name: row["gland.mask"].removeprefix("masks/gland/") for name, row in rows.items()}
-    assert masks["0.png.png/inner.png"] == "0.png.png_/inner.png.png"
+    assert masks["0.png.png/inner.png"].startswith("0.png.png_/inner.png~")
     assert masks[long].startswith("x" * 120 + "~")
     assert masks["odd\\udcff.png"].startswith("odd_.png~")
     assert masks["c/a:b.png"].startswith("c/a_b.png~")
@@ -642,7 +643,8 @@ def test_no_cell_runs_as_a_formula(value: str | float, text: str) -> None:
 
 def test_progress_is_a_line_where_there_is_no_terminal(bundle: Path, tmp_path: Path) -> None:
     text = io.StringIO()
-    predict(_job(bundle, _good(tmp_path / "in", 4), tmp_path / "out"), console=Console(file=text, width=200))
+    job = _job(bundle, _good(tmp_path / "in", 4), tmp_path / "out", gate="off")
+    predict(job, console=Console(file=text, width=200))
     assert text.getvalue().startswith("4/4 images")
     assert len(text.getvalue().splitlines()) == 1
 
@@ -663,3 +665,14 @@ def test_inference_needs_nothing_that_trains() -> None:
     imports = [line for path in Path(pipeline.__file__).parent.rglob("*.py") for line in path.read_text().splitlines()]
     imports = [line for line in imports if line.startswith(("import ", "from "))]
     assert not [line for line in imports for name in (*names, "mlflow") if line.split()[1].startswith(name)]
+
+
+def test_the_place_of_files_whose_input_is_gone_is_not_given_away(bundle: Path, tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    write_png(source / "S" / "x.png", _pixels(1, 32, 32))
+    assert _run(bundle, source, tmp_path / "out").exit_code == 0
+    (source / "S").rename(source / "s")
+    assert _run(bundle, source, tmp_path / "out").exit_code == 0
+    names = [name for entry in read_ledger(tmp_path / "out" / "cases.jsonl") for name in entry.outputs]
+    assert len({name.casefold() for name in names}) == len(names) == 4
+    assert _table(tmp_path / "out" / "predictions.csv").keys() == {"s/x.png"}

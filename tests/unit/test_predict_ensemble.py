@@ -13,6 +13,7 @@ from rich.console import Console
 
 from medmtl.bundle import ModelSpec, load_bundle, save_bundle
 from medmtl.errors import UserError
+from medmtl.inference.forward import Model
 from medmtl.inference.pipeline import Job, Summary, predict
 from medmtl.io.raster import read_mask, write_png
 from medmtl.predictor import Predictor
@@ -108,6 +109,15 @@ def test_the_cost_of_each_is_told(folds: list[Path], scans: Path, tmp_path: Path
     assert 0 < spent <= told["seconds"]["forward"] + 0.002
 
 
+def test_the_cost_of_a_view_is_its_share(folds: list[Path]) -> None:
+    model = Model.of([load_bundle(path) for path in folds[:2]], device=torch.device("cpu"), views="flips")
+    model.decode({str(n): torch.rand(3, 32, 32) for n in range(3)})
+    assert model.views == 4 and list(model.view_cost()) == list(model.cost())
+    for name, seconds in model.cost().items():
+        assert seconds > 0 and model.view_cost()[name] == pytest.approx(seconds / 4, abs=1e-6)
+    assert Model.of([load_bundle(folds[0])], device=torch.device("cpu"), views=None).views == 1  # the bundle's own
+
+
 @pytest.mark.parametrize(
     ("changes", "what"),
     [
@@ -131,3 +141,16 @@ def test_another_set_of_bundles_is_another_job(folds: list[Path], scans: Path, t
     with pytest.raises(UserError, match=r"E-PRE-OUT.*bundle"):
         _run(folds, scans, tmp_path / "out")
     assert _run(folds[:2], scans, tmp_path / "out").resumed == 3
+
+
+def test_views_and_their_cost_are_told(folds: list[Path], scans: Path, tmp_path: Path) -> None:
+    _run(folds, scans, tmp_path / "out", views="flips")
+    told = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert told["views_per_image"] == 4
+    for name, seconds in told["seconds_per_image"].items():
+        assert told["seconds_per_view"][name] == pytest.approx(seconds / 4, abs=1e-6)
+    page = (tmp_path / "out" / "summary.md").read_text()
+    assert "for each of its 4 views. Whether they are worth it is not known here" in page
+    _run(folds[:1], scans, tmp_path / "one")
+    page = (tmp_path / "one" / "summary.md").read_text()
+    assert "s an image, of one view." in page and "worth it" not in page

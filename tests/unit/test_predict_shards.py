@@ -103,7 +103,7 @@ def _bytes(out: Path) -> dict[str, bytes]:
 
 def _without_times(out: Path) -> tuple[dict[str, Any], str]:
     tree = json.loads((out / "manifest.json").read_text())
-    for name in ("seconds", "seconds_per_image", "processes"):
+    for name in ("seconds", "seconds_per_image", "seconds_per_view", "processes"):
         del tree[name]
     return tree, (out / "summary.md").read_text().partition("Time:")[0]
 

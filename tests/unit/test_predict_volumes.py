@@ -5,6 +5,7 @@ import io
 import json
 import math
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -375,6 +376,17 @@ def test_a_volume_beyond_the_memory_is_a_row(volumes: Path, tmp_path: Path, monk
     errors = _table(tmp_path / "out" / "errors.csv")
     assert {name: row["code"] for name, row in errors.items()} == {"large.nii.gz": "E-PRE-MEMORY"}
     assert "--max-ram" in errors["large.nii.gz"]["remedy"]
+    needed, allowed = re.findall(r"([\d.]+) MiB", errors["large.nii.gz"]["message"])
+    assert float(needed) > 60**3 * 4 / 2**20 and allowed == "1.0"  # 1 MiB is no 0.0 GiB
+
+
+def test_a_nifti_file_over_time_is_a_row_that_says_what_to_do(volumes: Path, tmp_path: Path) -> None:
+    series = np.random.default_rng(0).integers(0, 900, (9, 8, 7, 2)).astype(np.int16)
+    write_nifti(tmp_path / "in" / "series.nii.gz", Volume(series, np.eye(4)))
+    assert _run(volumes, tmp_path / "in", tmp_path / "out").exit_code == 4
+    row = _table(tmp_path / "out" / "errors.csv")["series.nii.gz"]
+    assert row["code"] == "E-VOL-DIMENSIONS" and "4 dimensions" in row["message"]
+    assert "each grey volume or time point as a file of its own" in row["remedy"]
 
 
 def test_a_dry_run_writes_nothing(volumes: Path, mixed: Path, tmp_path: Path) -> None:
@@ -445,7 +457,9 @@ def test_the_command_line(
     assert not (tmp_path / "out").exists()
     assert run([*command, "--write", "json,pdf"]) == 2
     assert "E-PRE-JOB" in capsys.readouterr().err
-    assert run([*command, "--write", "json", "--gate", "refuse", "--jobs", "2", "--max-ram", "1"]) == 3
+    assert run([*command, "--gate", "refuse"]) == 2  # the bundle has nothing to compare with
+    assert "no fingerprint" in capsys.readouterr().err.replace("\n", " ")
+    assert run([*command, "--write", "json", "--gate", "off", "--jobs", "2", "--max-ram", "1"]) == 3
     told = capsys.readouterr().out
     assert "2 of 9 inputs have a result" in told
     assert "7 have none, with reason and remedy" in told

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pydicom
 import pytest
-from highdicom.sr import srread
+from highdicom.sr import CodedConcept, srread
 from pydicom.sr.codedict import codes
 from writers_made import NOTICE, TASKS, case_of, dense_of, phantom, stacks, tabled, with_tasks
 
@@ -25,8 +25,9 @@ COLUMNS = {  # (group, name of the number) -> column of predictions.csv
     ("grade", "grade"): "grade.level",
     ("grade", "Expected grade"): "grade.expected",
     **{("grade", f"Probability of {level}"): f"grade.p.{level}" for level in "0123"},
-    ("stage", "Expected stage"): "stage.expected",
+    ("cdr", "Expected cdr"): "cdr.expected",
     **{("stage", f"Probability of {level}"): f"stage.p.{level}" for level in ("I", "II", "III")},
+    **{("cdr", f"Probability of {level}"): f"cdr.p.{level}" for level in ("0", "0.5", "1", "2")},
     ("seg.lesion", "Fraction of lesion"): "seg.fraction.lesion",
     ("seg.growth zone ü", "Fraction of growth zone ü"): "seg.fraction.growth zone ü",
 }
@@ -85,10 +86,14 @@ def test_volumes_are_voxels_times_their_size(tmp_path):
 def test_millilitres_and_spread_of_the_table_are_taken_over(tmp_path):
     case, _ = phantom(tmp_path / "scan", "axial")
     more = {"seg.ml.lesion": 1.2345678, "seg.ml.growth zone ü": 0.5, "adas_cog.spread": 2.25, "diagnosis.spread": 0.125}
+    tasks = {**case.tasks, "grade": case.tasks["grade"].model_copy(update={"unit": "points"})}
+    case, more = replace(case, tasks=tasks), {**more, "grade.spread": 0.25}
     found = read(dicom_sr.write(replace(case, cells={**case.cells, **more}), tmp_path)[0])
     assert found["seg.lesion"][0]["Volume"] == (1.234568, "ml")
     assert found["adas_cog"][0]["Spread of adas_cog"] == (2.25, "{points}")
     assert found["diagnosis"][0]["Spread of diagnosis"] == (0.125, "1")
+    assert found["grade"][0]["Spread of grade"] == (0.25, "1")  # of its probabilities
+    assert found["grade"][0]["Expected grade"] == (1.875, "{points}")
 
 
 def test_regions_refer_to_the_segments_of_the_file_beside(tmp_path):
@@ -163,6 +168,40 @@ def test_the_validator_finds_no_error(tmp_path, kind):
         (path,) = dicom_sr.write(case, tmp_path, segmentations=made)
         found = subprocess.run(["dciodvfy", "-new", path], capture_output=True, text=True, check=False).stderr
         assert "ComprehensiveSR" in found and not [line for line in found.splitlines() if line.startswith("Error")]
+
+
+def made_of_changed(folder, **changes):
+    """Segmentation and report of a series whose headers were changed."""
+    write_phantom(folder / "scan", "axial")
+    for path in (folder / "scan").glob("*.dcm"):
+        ds = pydicom.dcmread(path)
+        for keyword, value in changes.items():
+            setattr(ds, keyword, value)
+        ds.save_as(path)
+    case = case_of(stacks(folder / "scan")[0])
+    segmentations = dicom_seg.write(case, folder)
+    return [*segmentations, *dicom_sr.write(case, folder, segmentations=segmentations)]
+
+
+PROFILE = CodedConcept("113100", "DCM", "Basic Application Confidentiality Profile")
+METHODS = {  # of the source -> what a result says
+    "none": ({}, "not stated by the source"),
+    "empty": ({"DeidentificationMethod": ""}, "not stated by the source"),
+    "text": ({"DeidentificationMethod": "by hand"}, "by hand"),
+    "code": ({"DeidentificationMethodCodeSequence": [PROFILE]}, None),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_removed_identity_has_a_method_and_none_is_made_up(tmp_path, method):
+    given, wanted = METHODS[method]
+    for path in made_of_changed(tmp_path, PatientIdentityRemoved="YES", **given):
+        ds = pydicom.dcmread(path)
+        assert (ds.PatientIdentityRemoved, ds.get("DeidentificationMethod")) == ("YES", wanted)
+        assert ("DeidentificationMethodCodeSequence" in ds) == (method == "code")
+        if shutil.which("dciodvfy"):
+            found = subprocess.run(["dciodvfy", "-new", path], capture_output=True, text=True, check=False).stderr
+            assert not [line for line in found.splitlines() if line.startswith("Error")]
 
 
 def test_equal_results_are_equal_bytes_and_others_another_report(tmp_path):

@@ -132,13 +132,13 @@ def test_it_has_fhirs_shape_and_the_tables_values(tmp_path):
     assert set(found) == set(CELLS) - {"adas_cog.unit"}
     for column, value in found.items():
         want = tabled(case, column)
-        assert value == (want if column in ("diagnosis.label", "stage.level") else float(want)), column
+        assert value == (want if column in ("diagnosis.label", "stage.level", "cdr.level") else float(want)), column
 
 
 def test_results_are_the_contained_observations(tmp_path):
     tree = written(phantom(tmp_path / "scan", "axial")[0], tmp_path)
     ids = [f"#{item['id']}" for item in tree["contained"][1:]]
-    assert [item["reference"] for item in tree["result"]] == ids and len(set(ids)) == 6
+    assert [item["reference"] for item in tree["result"]] == ids and len(set(ids)) == 7
     assert {item["device"]["reference"] for item in tree["contained"][1:]} == {f"#{tree['contained'][0]['id']}"}
 
 

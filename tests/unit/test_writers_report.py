@@ -141,13 +141,15 @@ def test_it_shows_results_thresholds_warnings_and_how_the_input_was_read(tmp_pat
     case = replace(
         case,
         image=image,
+        tasks={**TASKS, "cdr": TASKS["cdr"].model_copy(update={"unit": "boxes"})},
         warnings=("W-PRE-WINDOW half", "W-DCM-ENDS 2 numbers are missing"),
         gate={"spacing": "3.3 mm, not 1 to 2"},
     )
     texts = " ".join(_Page(report.write(case, tmp_path)[0].read_text()).texts)
     assert texts.count("2 numbers are missing") == 1
     for part in (
-        "malignant", "34.6 %", "malignant from 30 % on", "17.12 points", "expected level 1.875", "1.23 %",
+        "malignant", "34.6 %", "malignant from 30 % on", "17.12 points", "expected level 1.875.", "1.23 %",
+        "expected level 1.125 boxes.",
         "W-PRE-WINDOW half", "3.3 mm, not 1 to 2", "W-DCM-ENDS", "2 numbers are missing",
         "numbers in the header disagree",
     ):  # fmt: skip

@@ -189,13 +189,14 @@ def test_prediction_of_a_folder(place: Path, capsys: pytest.CaptureFixture[str])
     scans.mkdir(exist_ok=True)
     for path in sorted((place / "study" / "images").glob("*.png"))[:5]:
         (scans / path.name).write_bytes(path.read_bytes())
-    assert cli.run(["predict", str(bundle), str(scans), str(place / "out")]) == 0
+    given = ["predict", str(bundle), str(scans), str(place / "out"), "--names", "path"]
+    assert cli.run(given) == 0
     table = pd.read_csv(place / "out" / "predictions.csv")
     assert len(table) == 5
     assert table["atypical.p.atypical"].between(0, 1).all()
     assert set(table["gate"]) <= {"in_range", "warn"}, "training left a fingerprint in the bundle"
     (scans / "broken.png").write_bytes(b"")
-    assert cli.run(["predict", str(bundle), str(scans), str(place / "out")]) == 3
+    assert cli.run(given) == 3
     assert "5 of 6 inputs" in capsys.readouterr().out
     assert "broken" in (place / "out" / "errors.csv").read_text()
 

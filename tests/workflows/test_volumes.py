@@ -118,7 +118,8 @@ def test_a_study_of_volumes_from_files_to_a_report(folder, tmp_path, capsys):
     scans.mkdir()
     for case in prepared.split.test:
         shutil.copy(prepared.manifest.path(case.image), scans / f"{case.case_id}.nii.gz")
-    assert cli.run(["predict", str(run / "bundle"), str(scans), str(tmp_path / "out"), "--device", "cpu"]) == 0
+    given = ["predict", str(run / "bundle"), str(scans), str(tmp_path / "out"), "--device", "cpu", "--names", "path"]
+    assert cli.run(given) == 0
     found = pd.read_csv(tmp_path / "out/predictions.csv").set_index("image")["size.value"]
     sizes = before[before["task"] == "size"].set_index("case_id")["prediction"]
     for case, value in sizes.items():  # what the study's own evaluation says of the same file

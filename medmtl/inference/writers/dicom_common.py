@@ -34,6 +34,7 @@ _REQUIRED = (
     "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate",
     "StudyTime", "ReferringPhysicianName",
 )  # fmt: skip
+_METHOD_UNKNOWN = "not stated by the source"
 _IMAGE_GROUPS = (0x0028, 0x5200)  # of the source's pixels and frames: not of its patient or study
 
 
@@ -90,8 +91,9 @@ def header_of(stack: Stack) -> Dataset:
     """The first source file without its pixels, as highdicom can copy patient and study from it.
 
     Values that highdicom refuses (a malformed date, a sex beyond M, F and O) are emptied, and attributes that are empty
-    without being allowed to be are left out. Raises UserError
-    ``E-OUT-SOURCE`` if the file is gone or cannot be read.
+    without being allowed to be are left out. Where the patient's identity was removed and nothing says how, the method
+    is said to be unknown: the standard wants one (0012,0063). Raises UserError ``E-OUT-SOURCE`` if the file is gone or
+    cannot be read.
     """
     first = stack.first
     try:
@@ -122,6 +124,9 @@ def header_of(stack: Stack) -> Dataset:
                 setattr(ds, keyword, None)
     if ds.PatientSex not in ("M", "F", "O"):
         ds.PatientSex = None
+    methods = ("DeidentificationMethod", "DeidentificationMethodCodeSequence")
+    if ds.get("PatientIdentityRemoved") == "YES" and not any(keyword in ds for keyword in methods):
+        ds.DeidentificationMethod = _METHOD_UNKNOWN
     ds.SpecificCharacterSet = "ISO_IR 192"  # decoded above; class names may need more than the source's
     return ds
 

@@ -171,7 +171,7 @@ def _ordinal(case: CasePrediction, name: str, task: Ordinal, subject: Coding, co
     column, expected = f"{name}.level", private(f"Expected {name}")
     chances = _chances(case.cells, name, task.levels)
     mean = _measures(case.cells, {f"{name}.expected": expected}, unit_of(task.unit))
-    mean = (*mean, *_spread(case.cells, name, unit_of(task.unit)))
+    mean = (*mean, *_spread(case.cells, name, ONE))  # of probabilities, as of any label
     if task.classes:
         label = case.cells.get(column)
         answer = None if label is None else coded(str(label), coding, task=name)

@@ -142,7 +142,8 @@ def _task(case: CasePrediction, name: str, task: AnyTask) -> str:
     if decided:
         notes.append(f"{escape(decided[0])} from {_percent(decided[1])} on (the mark)")
     if expected != "":
-        notes.append(f"expected level {_number(expected)}")
+        unit = task.unit if isinstance(task, Ordinal) else ""
+        notes.append(f"expected level {_number(expected)} {escape(unit)}".strip())
     note = f"<p class=soft>{'; '.join(notes)}.</p>" if notes else ""
     table = _table(("class", "probability", ""), rows, numbers=(1,))
     return f"<section><h2>{escape(name)}</h2>{table}{note}</section>"

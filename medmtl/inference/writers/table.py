@@ -39,7 +39,8 @@ def _of(name: str, task: AnyTask, volumes: bool, bundles: int) -> list[str]:
         case ClassificationBase():
             return [f"{name}.label", *(f"{name}.p.{label}" for label in task.classes), *spread]
         case Ordinal():
-            return [f"{name}.level", f"{name}.expected", *(f"{name}.p.{level}" for level in task.levels), *spread]
+            mean = [f"{name}.expected"] if task.numbers else []
+            return [f"{name}.level", *mean, *(f"{name}.p.{level}" for level in task.levels), *spread]
         case Regression():
             return [f"{name}.value", f"{name}.unit", *spread]
         case Segmentation():
@@ -50,14 +51,19 @@ def _of(name: str, task: AnyTask, volumes: bool, bundles: int) -> list[str]:
 
 def global_cells(name: str, task: AnyTask, decoded: Tensor) -> dict[str, Cell]:
     """Cells of a task without a map: the label at the frozen threshold or the median level, with probabilities [K], or
-    a value."""
+    a value.
+
+    ``expected`` is the mean of the levels' numbers (CDR: between 0 and 3), not the mean place among the levels that the
+    case tables of an evaluation hold. Grades that are words have none: a mean of places would look like a grade.
+    """
     row = task.row(decoded, None)
     if isinstance(task, Regression):
         return {f"{name}.value": row["prediction"], f"{name}.unit": task.unit}
     probabilities = {f"{name}.{key}": value for key, value in row.items() if key.startswith("p.")}
     if isinstance(task, Ordinal):
         level = task.levels[int(float(row["prediction"])) - task.lowest]
-        return {f"{name}.level": level, f"{name}.expected": row["expected"], **probabilities}
+        mean = {f"{name}.expected": float(task.quantity(decoded[None])[0])} if task.numbers else {}
+        return {f"{name}.level": level, **mean, **probabilities}
     return {f"{name}.label": row["predicted_label"], **probabilities}
 
 
