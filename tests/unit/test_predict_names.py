@@ -19,6 +19,7 @@ from medmtl.io.volume import Volume
 
 PATIENT = ("DOEWORTH", "JANETHE", "19610203", "Müllerin", "Hansjakob")
 PRIVATE = "sources.private.csv"
+FOLDER = "DOEWORTH^JANETHE 19610203"
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def scans(tmp_path: Path) -> Path:
     """Two pictures, a damaged one, a link that leaves, a volume and a series, under patients' names."""
     root, rng = tmp_path / "scans", np.random.default_rng(0)
-    folder = root / "DOEWORTH^JANETHE 19610203"
+    folder = root / FOLDER
     for name in ("Müllerin, Hansjakob.png", "DOEWORTH_1.png"):
         write_png(folder / name, rng.integers(0, 255, (20, 24, 3)).astype(np.uint8))
     (folder / "JANETHE broken.png").write_bytes(b"\x89PNG\r\n\x1a\n damaged")
@@ -85,8 +86,8 @@ def test_the_command_names_results_by_a_hash(
     sources = {line["image"]: line["file"] for line in _table(out / PRIVATE)}
     done = [row for row in rows if row["organ.mask"]]
     assert {sources[row["image"]] for row in done} == {
-        "DOEWORTH^JANETHE 19610203/Müllerin, Hansjakob.png",
-        "DOEWORTH^JANETHE 19610203/DOEWORTH_1.png",
+        f"{FOLDER}/Müllerin, Hansjakob.png",
+        f"{FOLDER}/DOEWORTH_1.png",
     }
     for row in done:
         assert (out / row["organ.mask"]).is_file() and row["image"] in row["organ.mask"]
@@ -95,9 +96,7 @@ def test_the_command_names_results_by_a_hash(
 def test_paths_are_names_where_that_is_asked_for(bundle: Path, scans: Path, tmp_path: Path) -> None:
     job = Job(bundle, scans, tmp_path / "out", device="cpu", names="path")
     predict(job, console=Console(file=io.StringIO()))
-    assert "DOEWORTH^JANETHE 19610203/DOEWORTH_1.png" in {
-        row["image"] for row in _table(tmp_path / "out" / "predictions.csv")
-    }
+    assert f"{FOLDER}/DOEWORTH_1.png" in {row["image"] for row in _table(tmp_path / "out" / "predictions.csv")}
 
 
 def test_names_change_no_number(bundle: Path, scans: Path, tmp_path: Path) -> None:
