@@ -30,6 +30,7 @@ from medmtl.predictor import Predictor, channels_last
 from medmtl.prepared import Prepared, label_counts, prepare, unlabelled
 from medmtl.runs import RunFolder
 from medmtl.study import Study
+from medmtl.tasks.base import summary
 from medmtl.tasks.classification import Classification
 
 log = logging.getLogger(__name__)
@@ -213,6 +214,8 @@ def _finish(
         "epochs_trained": p.epoch,
         "steps": p.step,
     }
+    if len(predictor.views) > 1 and p.best is not None:  # ``value`` is of one view
+        selected["value_with_views"] = _monitored(trainer.monitor, prepared.spec, table)
     provenance = {
         **identity,
         "study": study.name,
@@ -234,6 +237,12 @@ def _finish(
         tracker.log_folder(run.bundle, "bundle")
         tracker.log_file(run.study)
         tracker.log_model(run.bundle, example)
+
+
+def _monitored(monitor: str, spec: ModelSpec, table: pd.DataFrame) -> float:
+    """The monitored metric of a case table, as training measures it."""
+    name, _, metric = monitor.partition(".")
+    return float(summary(spec.tasks[name], table[table["task"] == name].sort_values("case_id"))[metric])
 
 
 def freeze_thresholds(spec: ModelSpec, validation: pd.DataFrame) -> ModelSpec:

@@ -147,6 +147,7 @@ def _manifest(account: Account, summary: Summary, entries: Sequence[Entry]) -> d
         "exit_code": summary.exit_code,
         "seconds": {name: round(value, 3) for name, value in account.seconds.items()},
         "views_per_image": model.views,
+        "views_gain": model.gain,
         "seconds_per_image": model.cost(),
         "seconds_per_view": model.view_cost(),
         "batches_halved": model.halved,
@@ -216,11 +217,15 @@ def _cost(tree: Mapping[str, Any]) -> list[str]:
     count = tree["views_per_image"]
     if count == 1:
         return ["", f"The network took {whole:.3g} s an image, of one view."]
+    cost = f"The network took {whole:.3g} s an image, {each:.3g} s for each of its {count} views."
+    if tree["views_gain"] is not None:
+        metric, one, all_ = tree["views_gain"]
+        of = "" if len(tree["bundles"]) == 1 else " of the first bundle"
+        return ["", f"{cost} On validation {metric}{of} was {one:.4g} with one view and {all_:.4g} with all of them."]
     return [
         "",
-        f"The network took {whole:.3g} s an image, {each:.3g} s for each of its {count} views. Whether they are worth "
-        "it is not known here, since it takes labels: run the study again with views=identity, evaluate both runs, and "
-        "`medmtl compare` them.",
+        f"{cost} Whether they are worth it is not known here, since it takes labels: run the study again with "
+        "views=identity, evaluate both runs, and `medmtl compare` them.",
     ]
 
 

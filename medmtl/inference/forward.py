@@ -42,6 +42,7 @@ class Model:
     spec: ModelSpec
     say: Callable[[str], None] = lambda text: None
     features: bool = False  # the first bundle's fingerprint compares the encoder's features (format 1)
+    gain: tuple[str, float, float] | None = None  # of the views, on validation: metric, with one view, with all
     seconds: Counter[str] = field(default_factory=Counter)  # by bundle
     images: int = 0  # that went through
     halved: int = 0  # batches that did not go through as a whole
@@ -68,7 +69,9 @@ class Model:
                     where=str(other.folder),
                 )
         members = tuple(Predictor.of(bundle, device=device, views=views or first.spec.views) for bundle in bundles)
-        return cls(members, tuple(bundle.id for bundle in bundles), _averaged([b.spec for b in bundles]), say, features)
+        ids, spec = tuple(bundle.id for bundle in bundles), _averaged([bundle.spec for bundle in bundles])
+        gain = _gain(first) if views in (None, first.spec.views) else None
+        return cls(members, ids, spec, say, features, gain)
 
     def decode(self, images: Mapping[str, Tensor]) -> dict[str, Decoded | UserError]:
         """What is decoded (or what went wrong) by image; images of one shape go through together, in order."""
@@ -155,6 +158,15 @@ class Model:
     def view_cost(self) -> dict[str, float]:
         """Seconds per image and view, as :meth:`cost`: the mean of the views, which all do the same work."""
         return {name: round(seconds / self.views, 6) for name, seconds in self.cost().items()}
+
+
+def _gain(bundle: Bundle) -> tuple[str, float, float] | None:
+    """What training measured of the bundle's own views; None where it did not."""
+    selected = bundle.provenance.get("selected")
+    if not isinstance(selected, dict):
+        return None
+    one, every = selected.get("value"), selected.get("value_with_views")
+    return (str(selected.get("monitor")), one, every) if isinstance(one, float) and isinstance(every, float) else None
 
 
 def _summary(deviation: Tensor) -> float:

@@ -151,6 +151,15 @@ def test_views_and_their_cost_are_told(folds: list[Path], scans: Path, tmp_path:
         assert told["seconds_per_view"][name] == pytest.approx(seconds / 4, abs=1e-6)
     page = (tmp_path / "out" / "summary.md").read_text()
     assert "for each of its 4 views. Whether they are worth it is not known here" in page
+    loaded = load_bundle(folds[0])
+    spec = loaded.spec.model_copy(update={"views": "flips"})
+    selected = {"monitor": "grade.auroc", "value": 0.75, "value_with_views": 0.8125}
+    save_bundle(tmp_path / "flips", spec, loaded.model, provenance={"selected": selected}, card="")
+    _run([tmp_path / "flips"], scans, tmp_path / "gain")
+    page = (tmp_path / "gain" / "summary.md").read_text()
+    assert "4 views. On validation grade.auroc was 0.75 with one view and 0.8125 with all of them." in page
+    _run([tmp_path / "flips"], scans, tmp_path / "other", views="mirror")  # what was not measured is not told
+    assert "is not known here" in (tmp_path / "other" / "summary.md").read_text()
     _run(folds[:1], scans, tmp_path / "one")
     page = (tmp_path / "one" / "summary.md").read_text()
     assert "s an image, of one view." in page and "worth it" not in page

@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from sklearn.metrics import roc_auc_score
 
 from medmtl import cli
 from medmtl.config import read_yaml
@@ -128,6 +129,17 @@ def test_a_finished_run_is_recognised_and_left_alone(place: Path, capsys: pytest
     assert {p: t for p, t in after.items() if p.name != ".lock"} == {
         p: t for p, t in before.items() if p.name != ".lock"
     }
+
+
+def test_a_bundle_says_what_its_views_gain(place: Path) -> None:
+    for run in runs(place):
+        selected = read_yaml(run / "bundle" / "spec.yaml")["provenance"]["selected"]
+        table = pd.read_csv(run / "evaluation" / "cases.csv")
+        rows = table[(table["task"] == "atypical") & (table["split"] == "val")].dropna(subset="target")
+        assert selected["monitor"] == "atypical.auroc"
+        assert selected["value_with_views"] == pytest.approx(
+            roc_auc_score(rows["target"], rows["p.atypical"]), abs=1e-6
+        )
 
 
 def test_compare_and_ensemble(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
