@@ -448,7 +448,7 @@ def test_the_command_line(
     volumes: Path, mixed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("RANK", raising=False)
-    command = ["predict", str(volumes), str(mixed), str(tmp_path / "out"), "--device", "cpu"]
+    command = ["predict", str(volumes), str(mixed), str(tmp_path / "out"), "--device", "cpu", "--names", "path"]
     assert run([*command, "--dry-run"]) == 3
     told = capsys.readouterr().out
     assert "photo.png  raster  1 file(s)  refused: E-PRE-KIND a picture; the bundle takes volumes" in told
