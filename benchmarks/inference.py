@@ -10,7 +10,6 @@ quiet machine.
 import argparse
 import io
 import multiprocessing
-import resource
 import tempfile
 import time
 from collections.abc import Mapping
@@ -88,7 +87,8 @@ def forward_cost(path: Path, source: Path, batch: int) -> Cost:
 
 def peak(arguments: tuple[Path, Path, Path, int, int], pipe: "Connection[int, int]") -> None:
     job_cost(*arguments)
-    pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    status = Path("/proc/self/status").read_text()  # ru_maxrss is that of the parent, if that was larger
+    pipe.send(int(status.partition("VmHWM:")[2].split()[0]))
 
 
 def peak_mib(path: Path, source: Path, out: Path, *, until: float) -> float | None:
