@@ -216,25 +216,15 @@ def _fitted(
 
 def label_counts(prepared: Prepared) -> Mapping[str, Mapping[str, int]]:
     """Per task, how many cases of each part are labelled: printed before training."""
+    parts = prepared.split.parts()
     return {
-        name: {
-            part: sum(
-                (bool(case.domain) if isinstance(task, Domain) else any(c in case.targets for c in task.columns(name)))
-                for case in cases
-            )
-            for part, cases in prepared.split.parts().items()
-        }
+        name: {part: sum(_labelled(name, task, (case,)) for case in cases) for part, cases in parts.items()}
         for name, task in prepared.spec.tasks.items()
     }
 
 
 def unlabelled(prepared: Prepared) -> list[Case]:
     """The cases without a label of any task, those of the domain left aside: they teach nothing and test nothing."""
-    columns = {
-        column
-        for name, task in prepared.spec.tasks.items()
-        if not isinstance(task, Domain)
-        for column in task.columns(name)
-    }
-    parts = prepared.split.parts().values()
-    return [case for cases in parts for case in cases if not columns & set(case.targets)]
+    tasks = [(name, task) for name, task in prepared.spec.tasks.items() if not isinstance(task, Domain)]
+    cases = [case for part in prepared.split.parts().values() for case in part]
+    return [case for case in cases if not any(_labelled(name, task, (case,)) for name, task in tasks)]

@@ -27,6 +27,7 @@ from medmtl.engine import checkpoint
 from medmtl.engine.callbacks import Callback
 from medmtl.engine.objective import Losses, Objective
 from medmtl.engine.optim import OptimConfig, set_rate
+from medmtl.engine.progress import Progress
 from medmtl.errors import EnvironmentFailure, TrainingInterrupted, UserError
 from medmtl.seeds import counted
 from medmtl.signals import signals
@@ -57,23 +58,6 @@ class FitConfig(Config):
         if self.keep == "last" and self.patience is not None:
             raise ValueError("patience stops at a model that is no longer the best, and keep: last keeps it: leave one")
         return self
-
-
-@dataclass
-class Progress:
-    """Where training is. With the parameters it is the whole state: everything random is counted from it."""
-
-    epoch: int = 0
-    batch: int = 0  # batches of this epoch already used
-    step: int = 0  # optimizer steps done
-    bad_steps: int = 0  # consecutive ones that were skipped
-    skipped_steps: int = 0  # all of them
-    best: float | None = None
-    best_epoch: int = -1
-    stale: int = 0  # validations since the best
-    finished: bool = False
-    sums: dict[str, float] = field(default_factory=dict)  # of this epoch's losses
-    counts: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -243,10 +227,7 @@ class Trainer:
             record |= dict(zip(labels, found, strict=True))
         total = float(dist.mean(losses.scalar.detach().clone()))
         for name, value in {"loss": total, **record}.items():
-            if not isfinite(value):
-                continue  # the step was skipped and counted
-            p.sums[name] = p.sums.get(name, 0.0) + value
-            p.counts[name] = p.counts.get(name, 0) + 1
+            p.add(name, value)
         self.callback.step(p.step, {"loss": total, "learning_rate": self.rate, **record, **self._conflicts(losses)})
 
     def _conflicts(self, losses: Losses) -> dict[str, float]:
@@ -265,8 +246,7 @@ class Trainer:
         p = self.progress
         self.objective.balancer.end_epoch()
         self._average_buffers()
-        metrics: dict[str, float] = {name: total / p.counts[name] for name, total in p.sums.items()}
-        metrics = {"loss": metrics.pop("loss", float("nan")), **metrics}
+        metrics = p.means()
         images = self.steps_per_epoch * self.optim.accumulate * self.order.batch_size
         metrics |= {
             "epoch.seconds": seconds,
@@ -280,7 +260,7 @@ class Trainer:
             metrics |= {f"val.{name}": value for name, value in validated.items()}
             improved = self._select(validated)
         epoch = p.epoch
-        p.epoch, p.batch, p.sums, p.counts = p.epoch + 1, 0, {}, {}
+        p.next_epoch()
         p.finished = p.epoch >= self.optim.epochs or (
             self.config.patience is not None and p.stale >= self.config.patience
         )
@@ -289,18 +269,12 @@ class Trainer:
         self.save(best=improved)
 
     def _select(self, validated: Mapping[str, float]) -> bool:
-        """Whether this validation's model is to be kept: the best so far, or the last. NaN is never the best; ties keep
-        the earlier epoch."""
-        p, value = self.progress, validated[self.monitor]
+        """Whether this validation's model is to be kept: the best so far, or the last."""
+        value = validated[self.monitor]
         if self.config.keep == "last":
-            p.best, p.best_epoch = float(value) if value == value else None, p.epoch
+            self.progress.keep_last(value)
             return True
-        better = value == value and (p.best is None or (value > p.best if self.higher_is_better else value < p.best))
-        if better:
-            p.best, p.best_epoch, p.stale = float(value), p.epoch, 0
-        else:
-            p.stale += 1
-        return better
+        return self.progress.keep_best(value, higher_is_better=self.higher_is_better)
 
     def _average_buffers(self) -> None:
         """Batch statistics averaged over ranks, so that every rank validates and saves the same model."""

@@ -1,8 +1,8 @@
 """``.watch.json``: the sign of life of a watched drop folder, and what it says about the watcher's health.
 
-A beat is written after a step that ended: a look at the folder, a file read, a layer of the network, a batch in the
-ledger. Nothing beats by the clock, so a watcher that hangs falls silent. How long it may be silent is in the beat, for
-it depends on what is being done. Numbers and words of ours only: no file's name, which may name a patient.
+A beat is written after a step that ended: a look at the folder, a file read or written, a layer of the network, a batch
+in the ledger. Nothing beats by the clock, so a watcher that hangs falls silent. How long it may be silent is in the
+beat, for it depends on what is being done. Numbers and words of ours only: no file's name, which may name a patient.
 """
 
 import contextlib

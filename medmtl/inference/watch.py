@@ -22,9 +22,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import wraps
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -171,7 +169,8 @@ def _round(taken: Taken, settled: Settled, clock: Clock, heart: Heart) -> None:
 
 
 def _heart(session: Session, clock: Clock) -> Heart:
-    """A heart that takes a step after each file that is read, layer that is computed and batch that is recorded.
+    """A heart that takes a step after each input that is read or written, layer that is computed and batch that is
+    recorded.
 
     Layers, since a single pass of a large volume through a network can take minutes.
     """
@@ -180,21 +179,8 @@ def _heart(session: Session, clock: Clock) -> Heart:
     for member in session.work.model.members:
         for module in member.model.modules():
             module.register_forward_hook(lambda *_: heart.step())
-    reader, ledger = session.work.reader, session.work.ledger
-    for owner, name in ((reader, "digest"), (reader, "read"), (ledger, "append")):
-        setattr(owner, name, _then(getattr(owner, name), heart.step))
+    session.work.stepped = heart.step
     return heart
-
-
-def _then(function: Callable[..., Any], after: Callable[[], None]) -> Callable[..., Any]:
-    @wraps(function)
-    def both(*given: Any, **named: Any) -> Any:
-        try:
-            return function(*given, **named)
-        finally:
-            after()
-
-    return both
 
 
 def _states(job: Job) -> dict[str, State]:

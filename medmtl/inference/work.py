@@ -7,7 +7,7 @@ all its files are whole.
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -51,6 +51,7 @@ class Work:
     computed: set[str] = field(default_factory=set)  # inputs with a result of this run
     failures: int = 0  # in this run
     seconds: Counter[str] = field(default_factory=Counter)  # per stage: waiting for images, the network, writing
+    stepped: Callable[[], None] = lambda: None  # told by any thread, whenever a part of an input's way is done
 
     def __post_init__(self) -> None:
         job = self.job
@@ -138,6 +139,7 @@ class Work:
                 except EnvironmentFailure as error:  # the others may have been written before the disk was full
                     failure = error
             self.ledger.append(entries)
+        self.stepped()
         failed = sum(entry.status == "failed" for entry in entries)
         self.failures += failed - before
         self.computed |= {entry.id for entry in entries if entry.status == "ok"}
@@ -165,12 +167,15 @@ class Work:
                 what = f"the image and its results take {_size(cost)}, {_size(self.budget)} may be used"
                 raise UserError("E-PRE-MEMORY", what, "raise --max-ram, or cut the image")
             content = self.reader.digest(item)
+            self.stepped()
             if not even_if_done and self.ledger.done(item.id, content):
                 return Loaded(item, content)
             return replace(self.reader.read(item), sha256=content)
         except (UserError, OSError, MemoryError) as error:
             seconds = time.perf_counter() - began
             return Loaded(item, content, error=explained(error), seconds=seconds)
+        finally:
+            self.stepped()
 
     def _finish(self, loaded: Loaded, decoded: Decoded | UserError, forward: float) -> Entry:
         """Write the files of one input and compose its line of the ledger. Runs in a thread."""
@@ -202,6 +207,8 @@ class Work:
             with contextlib.suppress(OSError, SafetyRefusal):  # a name too long
                 remove_outputs(out, leftovers(out, item.name, self.tasks))
             return self.failed(loaded, told)
+        finally:
+            self.stepped()
         cells = {
             **case.cells,
             **{f"{task}.mask": name for task, name in files.masks.items()},

@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
+from jobs_made import made_bundle
 from rich.console import Console
 
-from medmtl.bundle import ModelSpec, save_bundle
 from medmtl.errors import EnvironmentFailure, UserError
 from medmtl.inference.ledger import read_ledger
 from medmtl.inference.pipeline import Job, predict
@@ -32,11 +31,7 @@ VOLUME = {"channels": 1, "volume": {"intensity": {"kind": "range", "low": 0, "hi
 
 
 def _bundle(folder: Path, preprocess: dict[str, Any], encoder: str) -> Path:
-    torch.manual_seed(0)
-    tree = {"preprocess": preprocess, "encoder": {"kind": encoder, "name": "test_efficientnet"}, "tasks": TASKS}
-    spec = ModelSpec.model_validate(tree)
-    save_bundle(folder, spec, spec.build(), provenance={}, card="{bundle_id}")
-    return folder
+    return made_bundle(folder, TASKS, preprocess, encoder)
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from jobs_made import made_bundle
 from rich.console import Console
 
-from medmtl.bundle import ModelSpec, save_bundle
 from medmtl.cli import run
 from medmtl.data.synthetic.dicom import write_phantom
 from medmtl.inference.pipeline import Job, predict
@@ -24,19 +23,11 @@ FOLDER = "DOEWORTH^JANETHE 19610203"
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    tree = {
-        "preprocess": {"window": [16, 16], "pad": True},
-        "encoder": {"name": "test_efficientnet"},
-        "tasks": {
-            "grade": {"kind": "classification", "classes": ["low", "high"]},
-            "organ": {"kind": "segmentation", "classes": ["background", "bright"], "decoder": {"width": 8}},
-        },
+    tasks = {
+        "grade": {"kind": "classification", "classes": ["low", "high"]},
+        "organ": {"kind": "segmentation", "classes": ["background", "bright"], "decoder": {"width": 8}},
     }
-    spec = ModelSpec.model_validate(tree)
-    folder = tmp_path_factory.mktemp("bundle")
-    save_bundle(folder, spec, spec.build(), provenance={}, card="")
-    return folder
+    return made_bundle(tmp_path_factory.mktemp("bundle"), tasks, {"window": [16, 16], "pad": True})
 
 
 @pytest.fixture

@@ -12,10 +12,9 @@ import nibabel
 import numpy as np
 import pydicom
 import pytest
-import torch
+from jobs_made import made_bundle
 from rich.console import Console
 
-from medmtl.bundle import ModelSpec, save_bundle
 from medmtl.cli import run
 from medmtl.data.synthetic.dicom import write_phantom
 from medmtl.errors import UserError
@@ -39,11 +38,7 @@ grade.high: {value: "75540009", meaning: High}
 
 
 def _bundle(folder: Path, preprocess: dict[str, Any], encoder: str) -> Path:
-    torch.manual_seed(0)
-    tree = {"preprocess": preprocess, "encoder": {"kind": encoder, "name": "test_efficientnet"}, "tasks": TASKS}
-    spec = ModelSpec.model_validate(tree)
-    save_bundle(folder, spec, spec.build(), provenance={}, card="{bundle_id}")
-    return folder
+    return made_bundle(folder, TASKS, preprocess, encoder)
 
 
 @pytest.fixture(scope="module")

@@ -11,11 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from filelock import FileLock
+from jobs_made import made_bundle
 from rich.console import Console
 
-from medmtl.bundle import ModelSpec, save_bundle
 from medmtl.cli import run
 from medmtl.errors import UserError
 from medmtl.inference import shards
@@ -34,12 +33,7 @@ TASKS: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    tree = {"preprocess": {"channels": 3}, "encoder": {"kind": "timm", "name": "test_efficientnet"}, "tasks": TASKS}
-    spec = ModelSpec.model_validate(tree)
-    folder = tmp_path_factory.mktemp("bundle")
-    save_bundle(folder, spec, spec.build(), provenance={}, card="{bundle_id}")
-    return folder
+    return made_bundle(tmp_path_factory.mktemp("bundle"), TASKS)
 
 
 @pytest.fixture(scope="module")

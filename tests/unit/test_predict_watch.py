@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from jobs_made import GRADE, made_bundle, stepping
 from rich.console import Console
 
-from medmtl.bundle import ModelSpec, save_bundle
 from medmtl.inference import watch as watching
 from medmtl.inference.job import Job, Summary
 from medmtl.inference.ledger import read_ledger
@@ -25,13 +25,7 @@ from medmtl.predictor import Predictor
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    tasks = {"grade": {"kind": "classification", "classes": ["low", "high"]}}
-    tree = {"preprocess": {"channels": 3}, "encoder": {"name": "test_efficientnet"}, "tasks": tasks}
-    spec = ModelSpec.model_validate(tree)
-    folder = tmp_path_factory.mktemp("bundle")
-    save_bundle(folder, spec, spec.build(), provenance={}, card="{bundle_id}")
-    return folder
+    return made_bundle(tmp_path_factory.mktemp("bundle"), GRADE)
 
 
 def _picture(path: Path, seed: int = 0) -> Path:
@@ -41,18 +35,8 @@ def _picture(path: Path, seed: int = 0) -> Path:
 def _watch(bundle: Path, root: Path, *steps: Callable[[], Any], settle_s: float = 10.0) -> Summary:
     """Watch ``root/in``; a step is done after each round, each round is six seconds later; the last one ends it."""
     (root / "in").mkdir(exist_ok=True)
-    left, now = list(steps), [0.0]
-
-    def sleep(seconds: float) -> None:
-        now[0] += 6.0
-        if left:
-            left.pop(0)()
-        else:
-            os.kill(os.getpid(), signal.SIGTERM)
-
     job = Job(bundle, root / "in", root / "out", device="cpu")
-    clock = Clock(lambda: now[0], sleep)
-    return watch(job, settle_s=settle_s, clock=clock, console=Console(file=io.StringIO()))
+    return watch(job, settle_s=settle_s, clock=stepping(steps), console=Console(file=io.StringIO()))
 
 
 def _nothing() -> None:

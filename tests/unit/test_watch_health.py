@@ -14,10 +14,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
+from jobs_made import GRADE, made_bundle
 from rich.console import Console
 
-from medmtl.bundle import ModelSpec, save_bundle
 from medmtl.cli import run
 from medmtl.inference import heartbeat
 from medmtl.inference import watch as watching
@@ -155,13 +154,7 @@ def test_a_disk_that_takes_nothing_ends_no_work(tmp_path: Path, monkeypatch: pyt
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    tasks = {"grade": {"kind": "classification", "classes": ["low", "high"]}}
-    tree = {"preprocess": {"channels": 3}, "encoder": {"name": "test_efficientnet"}, "tasks": tasks}
-    spec = ModelSpec.model_validate(tree)
-    folder = tmp_path_factory.mktemp("bundle")
-    save_bundle(folder, spec, spec.build(), provenance={}, card="{bundle_id}")
-    return folder
+    return made_bundle(tmp_path_factory.mktemp("bundle"), GRADE)
 
 
 class Scene:

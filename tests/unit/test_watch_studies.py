@@ -4,9 +4,7 @@ import csv
 import gzip
 import io
 import json
-import os
 import shutil
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,15 +12,14 @@ from typing import Any
 import dicom_made
 import numpy as np
 import pytest
-import torch
+from jobs_made import made_bundle, stepping
 from rich.console import Console
 
-from medmtl.bundle import ModelSpec, save_bundle
 from medmtl.files import sha256
 from medmtl.inference import inputs
 from medmtl.inference.job import Job, Summary
 from medmtl.inference.ledger import read_ledger
-from medmtl.inference.watch import Clock, watch
+from medmtl.inference.watch import watch
 from medmtl.io.nifti import read_nifti, write_nifti
 from medmtl.io.raster import write_png
 from medmtl.io.volume import Volume
@@ -30,41 +27,26 @@ from medmtl.io.volume import Volume
 Step = Callable[[], Any]
 
 
-def _bundle(folder: Path, preprocess: dict[str, Any], encoder: str) -> Path:
-    torch.manual_seed(0)
-    tasks = {"organ": {"kind": "segmentation", "classes": ["background", "organ"], "decoder": {"width": 16}}}
-    tree = {"preprocess": preprocess, "encoder": {"kind": encoder, "name": "test_efficientnet"}, "tasks": tasks}
-    spec = ModelSpec.model_validate(tree)
-    save_bundle(folder, spec, spec.build(), provenance={}, card="{bundle_id}")
-    return folder
+ORGAN = {"organ": {"kind": "segmentation", "classes": ["background", "organ"], "decoder": {"width": 16}}}
 
 
 @pytest.fixture(scope="module")
 def volumes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     volume = {"channels": 1, "volume": {"intensity": {"kind": "range", "low": 0, "high": 1000}}}
-    return _bundle(tmp_path_factory.mktemp("volumes"), volume, "slices")
+    return made_bundle(tmp_path_factory.mktemp("volumes"), ORGAN, volume, "slices")
 
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return _bundle(tmp_path_factory.mktemp("pictures"), {"channels": 3}, "timm")
+    return made_bundle(tmp_path_factory.mktemp("pictures"), ORGAN)
 
 
 def _watch(bundle: Path, root: Path, *drops: Step) -> Summary:
     """Watch ``root/in``: a drop, two rounds in which it settles and is taken, the next drop; then end."""
     (root / "in").mkdir(parents=True, exist_ok=True)
-    left, now = [step for drop in drops for step in (drop, _nothing, _nothing)], [0.0]
-
-    def sleep(seconds: float) -> None:
-        now[0] += 6.0
-        if left:
-            left.pop(0)()
-        else:
-            os.kill(os.getpid(), signal.SIGTERM)
-
+    steps = [step for drop in drops for step in (drop, _nothing, _nothing)]
     job = Job(bundle, root / "in", root / "out", device="cpu", gate="off", overlays=False)
-    clock = Clock(lambda: now[0], sleep)
-    return watch(job, settle_s=5.0, clock=clock, console=Console(file=io.StringIO()))
+    return watch(job, settle_s=5.0, clock=stepping(steps), console=Console(file=io.StringIO()))
 
 
 def _nothing() -> None:
@@ -249,19 +231,12 @@ def test_no_file_of_a_study_that_grows_is_opened(
         _picture(source / "done/x.png", 0)()
         grow(1)()
 
-    left, now = [both, grow(2), grow(3), grow(4)], [0.0]
-
-    def sleep(seconds: float) -> None:
-        now[0] += 6.0
-        if left:
-            left.pop(0)()
-        else:
-            os.kill(os.getpid(), signal.SIGTERM)
-
+    left = [both, grow(2), grow(3), grow(4)]
+    clock = stepping(left)
     job = Job(pictures, source, tmp_path / "out", device="cpu", gate="off")
     source.mkdir()
     for _ in range(2):  # the second watch begins with a half that the first did not take
-        done = watch(job, settle_s=5.0, clock=Clock(lambda: now[0], sleep), console=Console(file=io.StringIO()))
+        done = watch(job, settle_s=5.0, clock=clock, console=Console(file=io.StringIO()))
         assert done.total == done.ok == 1
         assert opened == ["done/x.png"]
         opened.clear()
