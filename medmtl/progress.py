@@ -10,6 +10,12 @@ from rich.progress import Progress as Bars
 _REPORT_S = 30.0  # how often a line is printed where there is no terminal
 
 
+def bars(console: Console) -> Bars:
+    """Bars with the field ``note``; the caller starts and stops them."""
+    columns = TextColumn("{task.description:>8}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}")
+    return Bars(*columns, TimeRemainingColumn(), console=console)
+
+
 class Progress:
     """One stage after the other, as files and then volumes; ``failed`` is the word for pieces that came to nothing."""
 
@@ -21,14 +27,7 @@ class Progress:
 
     def __enter__(self) -> "Progress":
         if self.console.is_terminal:
-            self.bars = Bars(
-                TextColumn("{task.description:>8}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[note]}"),
-                TimeRemainingColumn(),
-                console=self.console,
-            )
+            self.bars = bars(self.console)
             self.bars.start()
         return self
 

@@ -4,15 +4,18 @@ import csv
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import typer
 from PIL import Image
+from rich.console import Console
 
 from medmtl.agreement.masks import foreground
-from medmtl.errors import EnvironmentFailure, UserError
+from medmtl.data.case import Case, write_manifest
+from medmtl.errors import EnvironmentFailure, NothingUsable, UserError
 from medmtl.files import atomic_path, inside, write_atomic
 from medmtl.io.raster import read_image, read_mask, write_png
 
@@ -59,6 +62,14 @@ class Report:
     def count(self, status: str) -> int:
         return sum(line[3] == status for line in self.lines)
 
+    def settle(self, cases: Sequence[Case], out: Path, where: str = "") -> None:
+        """Write ``prepare_report.csv`` and ``manifest.csv`` into ``out``; without cases NothingUsable, no manifest."""
+        self.write(out / "prepare_report.csv")
+        if not cases:
+            what = f"none of {len(self.lines)} rows is usable"
+            raise NothingUsable("E-PREP-NONE", what, "see prepare_report.csv", where=where)
+        write_manifest(out / "manifest.csv", cases)
+
     def write(self, path: Path) -> Path:
         with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
             writer = csv.writer(stream, lineterminator="\n")
@@ -73,6 +84,18 @@ class Report:
         for status in (ERROR, LEFT_OUT, USED):
             reasons = Counter(line[4] for line in self.lines if line[3] == status and line[4])
             yield from (f"  {status}, {reason}: {count}" for reason, count in reasons.most_common(10))
+
+
+def command(prepare: Callable[[Console], Iterable[str]], out: Path) -> None:
+    """Run ``prepare`` for somebody at a terminal: its lines and the manifest's path, or the error and its exit code."""
+    console = Console(stderr=True)
+    try:
+        lines = prepare(console)
+    except UserError as error:
+        console.print(str(error), style="red", markup=False, soft_wrap=True)
+        raise typer.Exit(error.exit_code) from error
+    for line in (*lines, str(out / "manifest.csv")):
+        console.print(line, markup=False, soft_wrap=True)
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
+from rich.progress import TaskID
 
 from medmtl.config import Config
 from medmtl.errors import UserError
 from medmtl.files import disk_errors, write_atomic
+from medmtl.progress import bars
 
 log = logging.getLogger(__name__)
 
@@ -129,14 +130,7 @@ class Progress(Callback):
         steps, done = int(facts.get("steps_per_epoch", 0)), int(facts.get("step", 0))
         self._begin(int(facts.get("epoch", 0)), done % steps if steps else 0)
         if self.console.is_terminal:
-            self.bars = Bars(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[note]}"),
-                TimeRemainingColumn(),
-                console=self.console,
-            )
+            self.bars = bars(self.console)
             self.bars.start()
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:

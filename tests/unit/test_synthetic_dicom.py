@@ -1,62 +1,24 @@
 """Laws of the DICOM phantoms: the truth is what the files say, and the judge of volumes is not fooled."""
 
-import hashlib
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pydicom
 import pytest
 import SimpleITK
-from pydicom.dataset import Dataset
+from phantoms_made import MAKER, digests, files, read, written
 from scipy import ndimage
 
-from medmtl.data.synthetic.dicom import Truth, flaws, write_ct_series, write_phantom
+from medmtl.data.synthetic.dicom import flaws, write_ct_series, write_phantom
 from medmtl.data.synthetic.dicom_header import DATES, PEOPLE, SERIAL
 from medmtl.data.synthetic.dicom_phantom import Grid, Phantom, turned
 from medmtl.data.synthetic.dicom_truth import expected, untrue
-from medmtl.data.synthetic.dicom_write import lax
 from medmtl.errors import UserError
-
-Folder = tuple[Path, Truth]
-MAKER = Callable[[str], Folder]
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> MAKER:
-    """The folder and truth of a kind, written once."""
-    known: dict[str, Folder] = {}
-
-    def make(kind: str) -> Folder:
-        if kind not in known:
-            out = tmp_path_factory.mktemp("phantom") / kind
-            known[kind] = out, write_phantom(out, kind)
-        return known[kind]
-
-    return make
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
-def _read(folder: Path, *, force: bool = False) -> list[Dataset]:
-    """What pydicom can read of a folder, pixels included."""
-
-    def images() -> Iterator[Dataset]:
-        for path in _files(folder):
-            try:
-                yield pydicom.dcmread(path, force=force)
-            except (pydicom.errors.InvalidDicomError, EOFError, RecursionError):
-                continue
-
-    with lax():
-        return list(images())
-
-
-def _digests(folder: Path) -> dict[str, str]:
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in _files(folder)}
+    return written(tmp_path_factory.mktemp("phantoms"))
 
 
 # the phantom
@@ -103,7 +65,7 @@ def test_the_phantom_by_hand() -> None:
 def test_pixels_lie_where_the_standard_says(made: MAKER, kind: str) -> None:
     """PS3.3 equation C.7.6.2.1-1 for every tenth pixel, without any of the generator's geometry."""
     folder, truth = made(kind)
-    images = sorted(_read(folder), key=lambda ds: ds.InstanceNumber)
+    images = sorted(read(folder), key=lambda ds: ds.InstanceNumber)
     want = truth.volumes[0]
     assert want.affine is not None
     voxels = want.voxels()
@@ -144,16 +106,16 @@ def test_simpleitk_sees_the_same_volume(made: MAKER, kind: str) -> None:
 def test_every_identifier_stands_in_the_files(made: MAKER) -> None:
     for kind in ("axial", "two-patients", "enhanced-mr", "mosaic", "radiograph"):
         folder, truth = made(kind)
-        content = b"".join(path.read_bytes() for path in _files(folder))
-        single = "FrameOfReferenceUID" not in next(iter(_read(folder)))
+        content = b"".join(path.read_bytes() for path in files(folder))
+        single = "FrameOfReferenceUID" not in next(iter(read(folder)))
         absent = [text for text in truth.identifiers if text.encode() not in content and not text.startswith("2.25.")]
         assert not absent
         uids = [text for text in truth.identifiers if text.startswith("2.25.")]
-        assert sum(uid.encode() in content for uid in uids) >= (3 if single or len(_files(folder)) == 1 else len(uids))
+        assert sum(uid.encode() in content for uid in uids) >= (3 if single or len(files(folder)) == 1 else len(uids))
 
 
 def test_every_file_is_full_of_them(made: MAKER) -> None:
-    for ds in _read(made("axial")[0]):
+    for ds in read(made("axial")[0]):
         written = " ".join(str(element.value) for element in ds.iterall() if element.VR not in ("OW", "SQ"))
         for text in (PEOPLE[0].patient_id, PEOPLE[0].birth, DATES[0], DATES[1], SERIAL, "Fennimorecote"):
             assert text in written
@@ -244,8 +206,8 @@ def test_a_large_series_is_what_its_truth_says(tmp_path: Path) -> None:
     truth = write_ct_series(tmp_path / "a", slices=4, size=64, seed=2)
     write_ct_series(tmp_path / "b", slices=4, size=64, seed=2)
     write_ct_series(tmp_path / "c", slices=4, size=64, seed=3)
-    assert _digests(tmp_path / "a") == _digests(tmp_path / "b") != _digests(tmp_path / "c")
-    images = _read(tmp_path / "a")
+    assert digests(tmp_path / "a") == digests(tmp_path / "b") != digests(tmp_path / "c")
+    images = read(tmp_path / "a")
     stacked = np.stack([(ds.pixel_array - 1024.0)[::-1].T for ds in images], -1)
     assert flaws(truth.volumes[0], stacked, truth.volumes[0].affine) == ""
     assert stacked.min() < -900 and stacked.max() > 100

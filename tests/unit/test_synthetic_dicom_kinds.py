@@ -1,59 +1,23 @@
 """Every kind of phantom folder is what it claims, meets its own truth, and has the same bytes for the same seed."""
 
-import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pydicom
 import pytest
+from phantoms_made import MAKER, digests, read, written
 from pydicom.dataset import Dataset
 from pydicom.uid import JPEGLosslessSV1, SecondaryCaptureImageStorage
 
-from medmtl.data.synthetic.dicom import KINDS, Truth, flaws, write_phantom
+from medmtl.data.synthetic.dicom import KINDS, flaws, write_phantom
 from medmtl.data.synthetic.dicom_header import PEOPLE
-from medmtl.data.synthetic.dicom_write import lax
 from medmtl.io.reasons import REMEDY
-
-Folder = tuple[Path, Truth]
-MAKER = Callable[[str], Folder]
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> MAKER:
-    """The folder and truth of a kind, written once."""
-    known: dict[str, Folder] = {}
-
-    def make(kind: str) -> Folder:
-        if kind not in known:
-            out = tmp_path_factory.mktemp("phantom") / kind
-            known[kind] = out, write_phantom(out, kind)
-        return known[kind]
-
-    return make
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
-def _read(folder: Path, *, force: bool = False) -> list[Dataset]:
-    """What pydicom can read of a folder, pixels included."""
-
-    def images() -> Iterator[Dataset]:
-        for path in _files(folder):
-            try:
-                yield pydicom.dcmread(path, force=force)
-            except (pydicom.errors.InvalidDicomError, EOFError, RecursionError):
-                continue
-
-    with lax():
-        return list(images())
-
-
-def _digests(folder: Path) -> dict[str, str]:
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in _files(folder)}
+    return written(tmp_path_factory.mktemp("phantoms"))
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
@@ -74,7 +38,7 @@ def test_a_truth_can_be_met(made: MAKER, kind: str) -> None:
 def test_the_seed_decides_the_bytes(tmp_path: Path, made: MAKER, kind: str) -> None:
     for name, seed in (("again", 0), ("other", 5)):
         write_phantom(tmp_path / name, kind, seed=seed)
-    first, again, other = (_digests(folder) for folder in (made(kind)[0], tmp_path / "again", tmp_path / "other"))
+    first, again, other = (digests(folder) for folder in (made(kind)[0], tmp_path / "again", tmp_path / "other"))
     assert first == again
     assert first.keys() == other.keys() and first != other
 
@@ -263,10 +227,10 @@ def test_every_kind_has_its_claim() -> None:
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_a_kind_is_what_it_claims(made: MAKER, kind: str) -> None:
-    assert CLAIMS[kind](_read(made(kind)[0]))
+    assert CLAIMS[kind](read(made(kind)[0]))
 
 
 def test_the_bare_data_set_can_be_read_all_the_same(made: MAKER) -> None:
     folder, truth = made("no-preamble")
-    images = _read(folder, force=True)
+    images = read(folder, force=True)
     assert len(images) == truth.volumes[0].shape[2] and all("PixelData" in ds for ds in images)

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -86,8 +87,9 @@ def test_every_row_is_accounted_for(tmp_path: Path) -> None:
     prepare(_upstream(tmp_path / "in"), tmp_path / "out")
     with (tmp_path / "out/prepare_report.csv").open(encoding="utf-8") as stream:
         lines = list(csv.DictReader(stream))
-    assert [int(line["source_row"]) for line in lines] == list(range(2, 11))
-    reasons = {int(line["source_row"]): line["reason"] for line in lines if line["status"] == "left out"}
+    assert [int(line["row"]) for line in lines] == list(range(2, 11))
+    reasons = {int(line["row"]): line["reason"] for line in lines if line["status"] != "used"}
+    assert {line["status"] for line in lines} == {"used", "left out", "error"}
     expected = {5: "no such file", 6: "earlier row", 7: "contradicts", 8: "unknown phase", 9: "outside the known"}
     assert all(expected[row] in reasons[row] for row in expected)
     assert "E-IMG" in reasons[10]
@@ -113,7 +115,7 @@ def test_a_changed_patch_is_replaced_and_copies_do_where_links_cannot(
     def refuse(*_: object) -> None:
         raise OSError(18, "another disk")
 
-    monkeypatch.setattr(script.os, "link", refuse)
+    monkeypatch.setattr(os, "link", refuse)
     source, out = _upstream(tmp_path / "in"), tmp_path / "out"
     prepare(source, out)
     patch = _patch(source / "patches/normal/MIDOG21_6.png", seed=9)
@@ -127,7 +129,7 @@ def test_a_full_disk_ends_it_and_is_no_fault_of_a_patch(tmp_path: Path, monkeypa
         raise OSError(28, "No space left on device")
 
     source = _upstream(tmp_path / "in")
-    monkeypatch.setattr(script.os, "link", refuse)
+    monkeypatch.setattr(os, "link", refuse)
     monkeypatch.setattr(Path, "write_bytes", refuse)
     with pytest.raises(EnvironmentFailure, match="disk is full"):
         prepare(source, tmp_path / "out")
@@ -154,7 +156,7 @@ def test_midog25_layout(tmp_path: Path) -> None:
     assert "vote.expert3" not in cases["MIDOG25_1"].targets
     assert cases["MIDOG25_2"].targets["vote_fraction"] == "0.6667"
     assert cases["MIDOG25_2"].meta["species"] == "Canine"
-    assert "2 files are named '3.png'" in report.lines[0][3]
+    assert "2 files are named '3.png'" in next(line[4] for line in report.lines if line[3] == "left out")
 
 
 def test_slides_with_few_figures_can_be_left_out(tmp_path: Path) -> None:
@@ -181,7 +183,7 @@ def test_command_line(tmp_path: Path) -> None:
     source, out = str(_upstream(tmp_path / "in")), str(tmp_path / "out")
     done = CliRunner().invoke(app, [source, out, "--masks", "none"])
     assert done.exit_code == 0, done.output
-    assert "3 of 9 rows are cases, 6 are left out" in done.output
+    assert "3 of 9 rows are used, 4 left out, 2 wrong" in done.output
     assert "never train on one and test on the other" in done.output
     failed = CliRunner().invoke(app, [source, out, "--masks", "nowhere"])
     assert failed.exit_code == 2

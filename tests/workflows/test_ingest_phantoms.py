@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from phantoms_made import MAKER, written
 
-from medmtl.data.synthetic.dicom import KINDS, Truth, flaws, write_phantom
+from medmtl.data.synthetic.dicom import KINDS, Truth, flaws
 from medmtl.data.synthetic.dicom_truth import misplacement_mm
 from medmtl.errors import UserError
 from medmtl.io.dicom.header import Header, NotDicom, header_from_json, header_to_json, read_header
@@ -65,16 +66,8 @@ def read_folder(folder: Path, policy: Policy = Policy(), *, order: Callable[[lis
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, Truth]]:
-    known: dict[str, tuple[Path, Truth]] = {}
-
-    def make(kind: str) -> tuple[Path, Truth]:
-        if kind not in known:
-            folder = tmp_path_factory.mktemp("ingest") / kind
-            known[kind] = folder, write_phantom(folder, kind)
-        return known[kind]
-
-    return make
+def made(tmp_path_factory: pytest.TempPathFactory) -> MAKER:
+    return written(tmp_path_factory.mktemp("ingest"))
 
 
 def matched(truth: Truth, volumes: list[Volume]) -> list[int]:

@@ -15,7 +15,7 @@ these have an image or not. Run again it changes nothing; interrupted it goes on
 """
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -26,8 +26,8 @@ from rich.console import Console
 from rich.progress import track
 
 from medmtl.data.adas_cog import MONTHS
-from medmtl.data.case import Case, write_manifest
-from medmtl.errors import NothingUsable, UserError
+from medmtl.data.case import Case
+from medmtl.errors import UserError
 from workflows.adas_cog import oasis
 from workflows.adas_cog.images import (
     Candidate,
@@ -41,7 +41,7 @@ from workflows.adas_cog.images import (
 )
 from workflows.adas_cog.tables import Row, Session, case_name, open_tables, read_sessions
 from workflows.adas_cog.visits import Domain, Sessions, case_of, known_subjects, visit_of
-from workflows.preparation import USED, LeftOut, Place, Remark, Report, header, remarked
+from workflows.preparation import USED, LeftOut, Place, Remark, Report, command, header, remarked
 
 _IMAGES = "images"  # the report's name for the tree
 
@@ -91,11 +91,7 @@ def prepare(
             "it should hold participants.csv (OASIS-1), or tables with RID and VISCODE2 or VISCODE; see --help",
             where=source.name,
         )
-    report.write(out / "prepare_report.csv")
-    if not cases:
-        what = f"none of {len(report.lines)} rows is usable"
-        raise NothingUsable("E-PREP-NONE", what, "see prepare_report.csv", where=source.name)
-    write_manifest(out / "manifest.csv", cases)
+    report.settle(cases, out, source.name)
     return report
 
 
@@ -215,15 +211,11 @@ def main(
     ] = 120,
 ) -> None:
     """Turn MRI of the head with cognitive scores into a manifest."""
-    console = Console(stderr=True)
-    try:
-        report = prepare(source, out, layout=layout, domain=domain, within_days=within_days, console=console)
-    except UserError as error:
-        console.print(str(error), style="red", markup=False, soft_wrap=True)
-        raise typer.Exit(error.exit_code) from error
-    for line in report.summary():
-        console.print(line, markup=False, soft_wrap=True)
-    console.print(f"{out / 'manifest.csv'}", markup=False, soft_wrap=True)
+
+    def run(console: Console) -> Iterable[str]:
+        return prepare(source, out, layout=layout, domain=domain, within_days=within_days, console=console).summary()
+
+    command(run, out)
 
 
 if __name__ == "__main__":

@@ -12,11 +12,8 @@ and ``prepare_report.csv``, which accounts for every row of the source. Run agai
 goes on.
 """
 
-import csv
-import os
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -24,39 +21,17 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
-from medmtl.data.case import Case, write_manifest
-from medmtl.errors import EnvironmentFailure, NothingUsable, UserError
-from medmtl.files import atomic_path, write_atomic
-from medmtl.io.raster import read_image
+from medmtl.data.case import Case
+from medmtl.errors import UserError
 from workflows.atypical_mitosis.nucleus import Haematoxylin, MaskProvider, UserMasks, cached_mask
-from workflows.atypical_mitosis.sources import Figure, Layout, Source, UnusableRowError, open_source
+from workflows.atypical_mitosis.sources import Figure, Layout, Source, open_source
+from workflows.preparation import LEFT_OUT, USED, LeftOut, Place, Report, command, place_image
 
 LEAK = (
     'MIDOG25 "human breast cancer" holds the same figures as the MIDOG21 part of AMi-Br: '
     "never train on one and test on the other (their slides share the column group)"
 )
-
-
-@dataclass
-class Report:
-    """What became of every source row."""
-
-    lines: list[tuple[int, str, str, str, str]] = field(default_factory=list)  # row, case, status, reason, nucleus
-
-    def used(self, row: int, case_id: str, nucleus: str) -> None:
-        self.lines.append((row, case_id, "used", "", nucleus))
-
-    def left_out(self, row: int, case_id: str, reason: str) -> None:
-        self.lines.append((row, case_id, "left out", reason, ""))
-
-    def count(self, status: str) -> int:
-        return sum(line[2] == status for line in self.lines)
-
-    def write(self, path: Path) -> None:
-        with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
-            writer = csv.writer(stream, lineterminator="\n")
-            writer.writerow(("source_row", "case_id", "status", "reason", "nucleus"))
-            writer.writerows(sorted(self.lines))
+NO_MASK = "no nucleus mask: "
 
 
 def prepare(
@@ -76,31 +51,24 @@ def prepare(
     data, report, cases = open_source(source, layout), Report(), []
     console = console or Console(quiet=True)
     placed = []
-    for row, figure in track(list(_figures(data, report)), description="Reading patches", console=console):
+    for place, figure in track(list(_figures(data, report)), description="Reading patches", console=console):
         try:
-            placed.append((row, figure, _place(figure, out / "images")))
-        except EnvironmentFailure:
-            raise
+            placed.append((place, figure, place_image(figure.patch.resolve(), out / "images", figure.case_id).path))
         except UserError as error:
-            report.left_out(row, figure.case_id, f"{error.what} ({error.code})")
+            report.refuse(place, error)
     slides = Counter(figure.group for _, figure, _ in placed)
-    for row, figure, image in track(placed, description="Writing cases", console=console):
+    for place, figure, image in track(placed, description="Writing cases", console=console):
         if slides[figure.group] < min_figures:
-            report.left_out(row, figure.case_id, f"its slide has fewer than {min_figures} usable figures")
+            report.add(place, LEFT_OUT, f"its slide has fewer than {min_figures} usable figures")
             continue
         mask, note = cached_mask(masks, out / "masks", figure.case_id, image) if masks else (None, "no provider")
-        report.used(row, figure.case_id, "mask" if mask else note)
+        report.add(place, USED, "" if mask else f"{NO_MASK}{note}")
         cases.append(_case(figure, image, mask, masks, out))
-    report.write(out / "prepare_report.csv")
-    if not cases:
-        raise NothingUsable(
-            "E-PREP-NONE", f"none of {len(report.lines)} rows is usable", "see prepare_report.csv", where=data.name
-        )
-    write_manifest(out / "manifest.csv", cases)
+    report.settle(cases, out, data.name)
     return report
 
 
-def _figures(data: Source, report: Report) -> Iterator[tuple[int, Figure]]:
+def _figures(data: Source, report: Report) -> Iterator[tuple[Place, Figure]]:
     """The rows that can be understood; the others go to the report."""
     seen: set[str] = set()
     for number, row in data.rows:
@@ -108,42 +76,24 @@ def _figures(data: Source, report: Report) -> Iterator[tuple[int, Figure]]:
         try:
             figure = data.read(row)
             _check(figure, seen)
-        except (UnusableRowError, UserError) as error:
-            report.left_out(number, name, error.what if isinstance(error, UserError) else str(error))
+        except (LeftOut, UserError) as problem:
+            report.refuse(Place(data.name, number, name), problem)
         except KeyError as error:
             raise UserError("E-PREP-COLUMN", f"no column {error}", "restore the table", where=data.name) from error
         else:
             seen.add(figure.case_id.casefold())
-            yield number, figure
+            yield Place(data.name, number, figure.case_id), figure
 
 
 def _check(figure: Figure, seen: set[str]) -> None:
     if figure.case_id.casefold() in seen:
-        raise UnusableRowError("the same patch is in an earlier row")
+        raise LeftOut("the same patch is in an earlier row")
     if not figure.label:
-        raise UnusableRowError("no majority label")
+        raise LeftOut("no majority label")
     given = [vote for vote in figure.votes if vote]
     majority = {"normal": len(given) - given.count("atypical"), "atypical": given.count("atypical")}
     if given and majority[figure.label] * 2 < len(given):
-        raise UnusableRowError(f"the label {figure.label!r} contradicts the experts' votes")
-
-
-def _place(figure: Figure, folder: Path) -> Path:
-    """The patch as ``folder/<case_id>.<suffix>``, linked or copied, and known to be a readable RGB image."""
-    source = figure.patch.resolve()
-    path = folder / f"{figure.case_id}{source.suffix.lower()}"
-    read_image(source, channels=3)
-    if path.is_file() and (path.samefile(source) or path.read_bytes() == source.read_bytes()):
-        return path
-    folder.mkdir(parents=True, exist_ok=True)
-    linked = path.with_name(f".{path.name}.tmp{path.suffix}")
-    linked.unlink(missing_ok=True)
-    try:
-        os.link(source, linked)
-        linked.replace(path)
-    except OSError:  # another disk, or a file system without links
-        write_atomic(path, source.read_bytes())
-    return path
+        raise LeftOut(f"the label {figure.label!r} contradicts the experts' votes")
 
 
 def _case(figure: Figure, image: Path, mask: Path | None, provider: MaskProvider | None, out: Path) -> Case:
@@ -175,30 +125,14 @@ def main(
     min_figures: Annotated[int, typer.Option(min=1, help="Leave out slides with fewer usable figures.")] = 1,
 ) -> None:
     """Turn AMi-Br or the MIDOG 2025 atypical training set into a manifest."""
-    console = Console(stderr=True)
-    try:
-        report = prepare(
-            source, out, layout=layout, masks=_provider(masks, um_per_px), min_figures=min_figures, console=console
-        )
-    except UserError as error:
-        console.print(str(error), style="red", markup=False, soft_wrap=True)
-        raise typer.Exit(error.exit_code) from error
-    for line in summary(report):
-        console.print(line, markup=False, soft_wrap=True)
-    console.print(f"{out / 'manifest.csv'}", markup=False, soft_wrap=True)
 
+    def run(console: Console) -> Iterable[str]:
+        provider = _provider(masks, um_per_px)
+        report = prepare(source, out, layout=layout, masks=provider, min_figures=min_figures, console=console)
+        drawn = sum(not line[4] for line in report.lines if line[3] == USED)
+        return *report.summary(), f"{drawn} nucleus masks", f"WARNING: {LEAK}."
 
-def summary(report: Report) -> list[str]:
-    """What a user reads at the end: how many rows are used, why the others are not, and the warning of the leak."""
-    reasons = Counter(reason for _, _, status, reason, _ in report.lines if status == "left out")
-    nuclei = Counter(nucleus for _, _, status, _, nucleus in report.lines if status == "used")
-    return [
-        f"{report.count('used')} of {len(report.lines)} rows are cases, {report.count('left out')} are left out",
-        *(f"  left out, {reason}: {count}" for reason, count in reasons.most_common(10)),
-        f"{nuclei.pop('mask', 0)} nucleus masks",
-        *(f"  no mask, {reason}: {count}" for reason, count in nuclei.most_common(10)),
-        f"WARNING: {LEAK}.",
-    ]
+    command(run, out)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ Three layouts of ``SOURCE`` are known:
     expert was asked only where the first two differ, so vote_fraction is a share of the votes given.
 """
 
-import csv
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from pathlib import Path
 
 from medmtl.errors import UserError
 from medmtl.files import inside
+from workflows.preparation import LeftOut, Row, header, read_table
 
 CLASSES = ("normal", "atypical")
 PHASES = (
@@ -42,17 +42,12 @@ _SCANNER_SPELLING = {"Hamammatsu XR": "Hamamatsu XR"}
 _LETTERS = {"NMF": "normal", "AMF": "atypical", "": ""}
 _SCANNERS = ("Hamamatsu NanoZoomer XR", "Hamamatsu NanoZoomer S360", "Aperio ScanScope CS2")
 _MIDOG25_COLUMNS = {"image_id", "filename", "Tumor", "Scanner", "Origin", "Species", "majority"}
-_Row = dict[str, str]
 
 
 class Layout(StrEnum):
     AUTO = "auto"
     AMI_BR = "ami-br"
     MIDOG25 = "midog25"
-
-
-class UnusableRowError(Exception):
-    """Why a source row gives no case."""
 
 
 @dataclass(frozen=True)
@@ -65,11 +60,11 @@ class Figure:
     patch: Path
     label: str
     votes: tuple[str, ...]  # "normal", "atypical", or "" where this expert was not asked
-    meta: _Row
+    meta: Row
     phases: tuple[str, ...] = ()
     split: str = ""
 
-    def targets(self) -> _Row:
+    def targets(self) -> Row:
         """The target cells; a missing label is left out."""
         given = [vote for vote in self.votes if vote]
         cells = {"atypical": self.label}
@@ -84,8 +79,8 @@ class Source:
     """The rows of a data set and how one of them is read."""
 
     name: str
-    rows: list[tuple[int, _Row]]
-    read: Callable[[_Row], Figure]
+    rows: list[tuple[int, Row]]
+    read: Callable[[Row], Figure]
 
 
 def open_source(source: Path, layout: Layout = Layout.AUTO) -> Source:
@@ -94,17 +89,18 @@ def open_source(source: Path, layout: Layout = Layout.AUTO) -> Source:
         raise UserError("E-PREP-SOURCE", "no such folder", "give the folder of the data set", where=str(source))
     if layout != Layout.MIDOG25:
         if (source / "index.csv").is_file():
-            return Source("index.csv", _table(source / "index.csv", {"file", "patch_id", "label"}), _IndexRow(source))
+            rows = read_table(source / "index.csv", {"file", "patch_id", "label"})
+            return Source("index.csv", rows, _IndexRow(source))
         if (source / "AMI-BR.csv").is_file():
-            rows = _table(source / "AMI-BR.csv", {"slide", "uid", "majority_atypical"})
+            rows = read_table(source / "AMI-BR.csv", {"slide", "uid", "majority_atypical"})
             return Source("AMI-BR.csv", rows, _UpstreamRow(source))
     if layout != Layout.AMI_BR:
-        found = [path for path in sorted(source.glob("*.csv")) if _header(path) >= _MIDOG25_COLUMNS]
+        found = [path for path in sorted(source.glob("*.csv")) if header(path) >= _MIDOG25_COLUMNS]
         if len(found) > 1:
             names = ", ".join(path.name for path in found)
             raise UserError("E-PREP-SOURCE", f"several tables: {names}", "keep one of them", where=source.name)
         if found:
-            return Source(found[0].name, _table(found[0], _MIDOG25_COLUMNS), _Midog25Row(source))
+            return Source(found[0].name, read_table(found[0], _MIDOG25_COLUMNS), _Midog25Row(source))
     raise UserError(
         "E-PREP-SOURCE",
         f"no table of layout {layout.value!r} in the folder",
@@ -119,7 +115,7 @@ class _IndexRow:
     def __init__(self, source: Path) -> None:
         self.source = source
 
-    def __call__(self, row: _Row) -> Figure:
+    def __call__(self, row: Row) -> Figure:
         return Figure(
             row["patch_id"],
             row["case_id"],
@@ -139,7 +135,7 @@ class _UpstreamRow:
     def __init__(self, source: Path) -> None:
         self.source = source
 
-    def __call__(self, row: _Row) -> Figure:
+    def __call__(self, row: Row) -> Figure:
         dataset, slide, label = row["dataset"], row["slide"], _flag(row["majority_atypical"])
         group, domain, scanner = _slide(dataset, slide)
         case_id = f"{dataset}_{row['uid']}"
@@ -164,11 +160,11 @@ class _Midog25Row:
             if path.suffix.lower() in (".png", ".tif", ".tiff", ".jpg"):
                 self.patches.setdefault(path.name, []).append(path)
 
-    def __call__(self, row: _Row) -> Figure:
+    def __call__(self, row: Row) -> Figure:
         name = row["image_id"] if Path(row["image_id"]).suffix else f"{row['image_id']}.png"
         found = self.patches.get(name, [])
         if len(found) != 1:
-            raise UnusableRowError(f"{len(found)} files are named {name!r}, one was expected")
+            raise LeftOut(f"{len(found)} files are named {name!r}, one was expected")
         scanner = _SCANNER_SPELLING.get(row["Scanner"], row["Scanner"])
         meta = {"dataset": "MIDOG25", "scanner": scanner, "slide": row["filename"]}
         number = _number(row["filename"])
@@ -183,44 +179,30 @@ class _Midog25Row:
         )
 
 
-def _header(path: Path) -> set[str]:
-    with path.open(newline="", encoding="utf-8-sig", errors="replace") as stream:
-        return set(next(csv.reader(stream), []))
-
-
-def _table(path: Path, needed: set[str]) -> list[tuple[int, _Row]]:
-    missing = sorted(needed - _header(path))
-    if missing:
-        raise UserError("E-PREP-COLUMN", f"no column {', '.join(missing)}", "restore the table", where=path.name)
-    with path.open(newline="", encoding="utf-8-sig") as stream:
-        reader = csv.DictReader(stream)
-        return [(reader.line_num, {key: (cell or "").strip() for key, cell in row.items() if key}) for row in reader]
-
-
 def _flag(cell: str) -> str:
     try:
         return {"0": "normal", "1": "atypical", "false": "normal", "true": "atypical", "": ""}[cell.lower()]
     except KeyError:
-        raise UnusableRowError(f"{cell!r} is neither 0, 1, False nor True") from None
+        raise LeftOut(f"{cell!r} is neither 0, 1, False nor True") from None
 
 
 def _letters(cell: str) -> str:
     if cell not in _LETTERS:
-        raise UnusableRowError(f"{cell!r} is neither NMF nor AMF")
+        raise LeftOut(f"{cell!r} is neither NMF nor AMF")
     return _LETTERS[cell]
 
 
 def _phase(cell: str) -> str:
     phase = _PHASE_SPELLING.get(cell, cell)
     if phase and phase not in PHASES:
-        raise UnusableRowError(f"unknown phase {cell!r}")
+        raise LeftOut(f"unknown phase {cell!r}")
     return phase
 
 
 def _number(slide: str) -> int:
     match = re.match(r"\d+", slide)
     if match is None:
-        raise UnusableRowError(f"slide {slide!r} does not begin with its number")
+        raise LeftOut(f"slide {slide!r} does not begin with its number")
     return int(match.group())
 
 
@@ -233,4 +215,4 @@ def _slide(dataset: str, slide: str) -> tuple[str, str, str]:
     if dataset == "TUPAC16" and 1 <= number <= 73:
         centre = "TUPAC-A(01-23)" if number <= 23 else "TUPAC-B(24-48)" if number <= 48 else "TUPAC-C(49-73)"
         return f"TUPAC16_{number:02d}", centre, ""
-    raise UnusableRowError(f"slide {slide!r} of {dataset!r} is outside the known ranges")
+    raise LeftOut(f"slide {slide!r} of {dataset!r} is outside the known ranges")

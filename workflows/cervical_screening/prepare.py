@@ -11,7 +11,7 @@ nothing; interrupted it goes on.
 labels on which the rows differ are emptied, and their patients share the column ``group``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -22,8 +22,8 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
-from medmtl.data.case import Case, write_manifest
-from medmtl.errors import NothingUsable, UserError
+from medmtl.data.case import Case
+from medmtl.errors import UserError
 from workflows.cervical_screening.labels import ACETOWHITE
 from workflows.cervical_screening.outlines import fill, read_overlay
 from workflows.cervical_screening.quality import measures
@@ -36,6 +36,7 @@ from workflows.preparation import (
     Placed,
     Remark,
     Report,
+    command,
     place_image,
     place_mask,
     read_binary,
@@ -81,12 +82,7 @@ def prepare(
         except (UserError, LeftOut) as problem:
             report.refuse(place, problem)
     cases = _cases(list(ready.values()), out, report)
-    report.write(out / "prepare_report.csv")
-    if not cases:
-        raise NothingUsable(
-            "E-PREP-NONE", f"none of {len(report.lines)} rows is usable", "see prepare_report.csv", where=data.name
-        )
-    write_manifest(out / "manifest.csv", cases)
+    report.settle(cases, out, data.name)
     return report
 
 
@@ -204,15 +200,11 @@ def main(
     also: Annotated[list[str] | None, typer.Option(help="Further filters to take: green, iodine.")] = None,
 ) -> None:
     """Turn colposcopy images into a manifest."""
-    console = Console(stderr=True)
-    try:
-        report = prepare(source, out, layout=layout, max_side=max_side, also=also or (), console=console)
-    except UserError as error:
-        console.print(str(error), style="red", markup=False, soft_wrap=True)
-        raise typer.Exit(error.exit_code) from error
-    for line in report.summary():
-        console.print(line, markup=False, soft_wrap=True)
-    console.print(f"{out / 'manifest.csv'}", markup=False, soft_wrap=True)
+
+    def run(console: Console) -> Iterable[str]:
+        return prepare(source, out, layout=layout, max_side=max_side, also=also or (), console=console).summary()
+
+    command(run, out)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ pair of an annotator with himself, or with a consensus, does not count. ``target
 ``target.lesion_consensus`` is what more than half of an image's annotators marked: of two, what both did.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
@@ -24,8 +24,8 @@ from rich.console import Console
 from rich.progress import track
 
 from medmtl.agreement.consensus import majority
-from medmtl.data.case import Case, write_manifest
-from medmtl.errors import NothingUsable, UserError
+from medmtl.data.case import Case
+from medmtl.errors import UserError
 from workflows.preparation import (
     USED,
     Groups,
@@ -34,6 +34,7 @@ from workflows.preparation import (
     Remark,
     Report,
     Row,
+    command,
     file_inside,
     file_name,
     place_image,
@@ -83,10 +84,7 @@ def prepare(
         for other in same:
             if other.shot.place != kept.shot.place:
                 report.add(other.shot.place, USED, f"joined with the image of {kept.shot.place.table}")
-    report.write(out / "prepare_report.csv")
-    if not cases:
-        raise NothingUsable("E-PREP-NONE", f"none of {len(report.lines)} rows is usable", "see prepare_report.csv")
-    write_manifest(out / "manifest.csv", cases)
+    report.settle(cases, out)
     return report, checks
 
 
@@ -244,15 +242,12 @@ def main(
     ] = 1024,
 ) -> None:
     """Turn images of skin lesions with diagnoses, agreements and masks into a manifest."""
-    console = Console(stderr=True)
-    try:
+
+    def run(console: Console) -> Iterable[str]:
         report, checks = prepare(sources, out, max_side=max_side, console=console)
-    except UserError as error:
-        console.print(str(error), style="red", markup=False, soft_wrap=True)
-        raise typer.Exit(error.exit_code) from error
-    for line in (*report.summary(), *map(str, checks)):
-        console.print(line, markup=False, soft_wrap=True)
-    console.print(f"{out / 'manifest.csv'}", markup=False, soft_wrap=True)
+        return *report.summary(), *map(str, checks)
+
+    command(run, out)
 
 
 if __name__ == "__main__":
