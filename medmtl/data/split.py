@@ -1,5 +1,6 @@
 """Train, validation and test by group: a patient or slide is in exactly one of them, or nothing trains."""
 
+import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -225,7 +226,9 @@ def _fold(
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=counted("split", seed, purpose) % 2**32)
     names, labels = np.unique(strata, return_inverse=True)
     labels = _merge_rare(labels, folds, len(names))
-    chosen = set(list(splitter.split(np.zeros(len(ordered)), labels, groups))[fold][1].tolist())
+    with warnings.catch_warnings():  # a stratum too small for every fold cannot be spread better
+        warnings.filterwarnings("ignore", "The least populated class", UserWarning)
+        chosen = set(list(splitter.split(np.zeros(len(ordered)), labels, groups))[fold][1].tolist())
     return (
         [case for i, case in enumerate(ordered) if i not in chosen],
         [case for i, case in enumerate(ordered) if i in chosen],

@@ -85,6 +85,13 @@ def test_classes_are_spread_evenly(tmp_path):
     assert sizes == pytest.approx([0.5, 0.25, 0.25], abs=0.1)
 
 
+def test_a_class_too_small_for_every_fold_is_no_reason_to_warn(tmp_path, recwarn):
+    found = [replace(c, targets={"grade": "rare" if c.group == "g03" else "common"}) for c in cases(48, 2, 1)]
+    split = _split(tmp_path, FoldSplit(folds=5, test="fold", validation=0.25), found)
+    assert sum(map(len, split.parts().values())) == len(found)
+    assert not [warning for warning in recwarn if "populated" in str(warning.message)]
+
+
 def test_the_column_is_obeyed_and_validation_carved_where_it_has_none(tmp_path):
     found = _with_column(cases())
     assert _ids(_split(tmp_path, ColumnSplit(), found)) == {
