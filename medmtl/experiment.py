@@ -120,6 +120,7 @@ def _say_study(prepared: Prepared, run: RunFolder, say: Say) -> None:
     say(f"run {run.path}\nsplit: {parts}; {len(prepared.domains)} training domains")
     for name, counts in label_counts(prepared).items():
         say(f"  {name}: labelled " + ", ".join(f"{part} {count}" for part, count in counts.items()))
+    say(f"augmentation: {', '.join(prepared.study.augment.acting()) or 'none'}")
     if bare := unlabelled(prepared):
         say(
             f"warning: cases without a label of any task: {len(bare)}, the first is {bare[0].case_id} "

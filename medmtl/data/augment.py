@@ -25,7 +25,7 @@ from torch import Tensor
 
 from medmtl.config import Config
 from medmtl.data.appearance import Blur, Colour, Erase, Fourier, Highlights, Ingredient, Noise, Stain
-from medmtl.data.geometry import Geometry, draw_placement, shearing
+from medmtl.data.geometry import Affine, Geometry, draw_placement, shearing
 from medmtl.data.mri import Mri
 from medmtl.data.preprocess import IMAGE, SampleDict
 from medmtl.errors import UserError
@@ -47,8 +47,37 @@ class Augment(Config):
     highlights: Highlights = Highlights()
     mri: Mri = Mri()
 
+    def acting(self) -> tuple[str, ...]:
+        """What changes images, by its key. Raises UserError for a probability of something that has no strength."""
+        geometry = [name for name in ("flip", "rotate90", "jitter_px") if getattr(self.geometry, name)]
+        acting, idle = [f"geometry.{name}" for name in geometry], []
+        for name, part in self._parts().items():
+            if part.on and part.probability:
+                acting.append(name)
+            elif not part.on and part.probability not in (0.0, 1.0):  # 1: nobody said it
+                idle.append(name)
+        if idle:
+            fields = type(self._parts()[idle[0]]).model_fields
+            strengths = ", ".join(key for key in fields if key not in ("probability", "padding"))
+            raise UserError(
+                "E-AUG-OFF",
+                f"it has a probability and no strength, so it changes nothing ({strengths})",
+                "give it a strength, or set its probability to 0",
+                where=f"augment.{idle[0]}",
+            )
+        return tuple(acting)
+
+    def _parts(self) -> dict[str, Affine | Ingredient]:
+        """What has a probability and strengths, by its key."""
+        mine = {name: getattr(self, name) for name in type(self).model_fields if name not in ("geometry", "mri")}
+        mri = {
+            f"mri.{name}": value for name in Mri.model_fields if isinstance(value := getattr(self.mri, name), Config)
+        }
+        return {"geometry.affine": self.geometry.affine, **mine, **mri}
+
     def build(self, window: Sequence[int] | None, dense_keys: Sequence[str] = ()) -> "AugmentPipeline":
         """The pipeline for a network input of that size; without a window the image keeps its own."""
+        self.acting()
         if window is None and self.geometry.jitter_px:
             raise UserError(
                 "E-AUG-WINDOW",

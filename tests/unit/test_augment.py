@@ -203,6 +203,17 @@ def test_probability_is_a_probability(group: str) -> None:
     assert abs(share - 0.3) < 0.11  # three standard deviations of a share of 200, at fixed seeds
 
 
+def test_what_acts_is_told() -> None:
+    assert Augment().acting() == ()
+    assert Augment.model_validate({"stain": {"sigma": 0.2, "probability": 0}}).acting() == ()
+    tree = {
+        "geometry": {"flip": "last", "affine": {"shear": 0.1}},
+        "mri": {"gibbs": {"alpha": 0.4}},
+        "noise": {"std": 0.1},
+    }
+    assert Augment.model_validate(tree).acting() == ("geometry.flip", "geometry.affine", "noise", "mri.gibbs")
+
+
 def test_an_empty_configuration_is_the_central_window() -> None:
     context = sample()
     out = Augment().build(WINDOW, ["mask"])(context, 1)
@@ -411,6 +422,13 @@ def test_impossible_requests_are_refused() -> None:
         Augment().build((40, 40))(sample(), 0)
     with pytest.raises(UserError, match=r"E-AUG-REFERENCE.*\[3, 8, 8\]"):
         run({"fourier": {"strength": 1.0}}, reference=torch.rand(3, 8, 8))
+    for tree, place in (
+        ({"highlights": {"probability": 0.5}}, "highlights"),
+        ({"mri": {"bias_field": {"probability": 0.2}}}, "mri.bias_field"),
+        ({"geometry": {"affine": {"probability": 0.5}}}, "geometry.affine"),
+    ):
+        with pytest.raises(UserError, match=rf"E-AUG-OFF augment\.{place}: .* no strength"):
+            run(tree)
     with pytest.raises(ValueError, match="runs downwards"):
         Affine(scale=(1.1, 0.9))
 
