@@ -36,7 +36,7 @@ from medmtl.tasks.classification import Classification
 from medmtl.tasks.ordinal import Ordinal
 from medmtl.tasks.regression import Regression
 
-FORMAT = 1
+FORMAT, UNSEALED = 2, 1  # what is written, and what could be written without a digest of the specification
 SPEC, WEIGHTS, CARD = "spec.yaml", "weights.safetensors", "README.md"
 _DIGEST = "spec_sha256"
 _KEYS = ("format", "medmtl", "weights_sha256", "model", "provenance", _DIGEST)  # of a specification tree
@@ -107,6 +107,7 @@ class Bundle:
     provenance: Mapping[str, Any]
     id: str  # first 12 hexadecimal digits of the SHA-256 of spec and weights
     folder: Path
+    sealed: bool = True  # its specification has a digest, so that nobody can have edited it by mistake
 
 
 def save_bundle(folder: Path, spec: ModelSpec, model: nn.Module, *, provenance: Mapping[str, Any], card: str) -> str:
@@ -161,14 +162,14 @@ def load_bundle(folder: Path | str) -> Bundle:
             "use the versions of torch and timm named in its provenance",
             where=str(folder),
         ) from error
-    return Bundle(spec, model.eval(), tree.get("provenance") or {}, bundle_id(tree), folder)
+    return Bundle(spec, model.eval(), tree.get("provenance") or {}, bundle_id(tree), folder, _DIGEST in tree)
 
 
 def read_spec(path: Path) -> dict[str, Any]:
     """The specification tree in ``path``, its model not yet validated.
 
     Raises E-BUN-FORMAT where it is of another format or holds what none of this format does, and E-BUN-HASH where it
-    was altered since it was written; a tree without a digest is one of before, and is taken as it is.
+    was altered since it was written, or has lost its digest; only one of format 1 may be without.
     """
     tree = read_yaml(path)
     if (wrong := _wrong(tree)) is not None:
@@ -178,10 +179,11 @@ def read_spec(path: Path) -> dict[str, Any]:
             f"copy the bundle again, or use the version that wrote it ({tree.get('medmtl')})",
             where=str(path),
         )
-    if _DIGEST in tree and tree[_DIGEST] != _digest(tree):
+    unsealed = tree["format"] == UNSEALED and _DIGEST not in tree
+    if not unsealed and tree.get(_DIGEST) != _digest(tree):
         raise SafetyRefusal(
             "E-BUN-HASH",
-            f"the specification was altered since it was written: its SHA-256 is not {_DIGEST}",
+            f"the specification was altered since it was written: its SHA-256 is not {tree.get(_DIGEST, _DIGEST)}",
             "copy the bundle again; for other classes, thresholds or preprocessing train or fine-tune a new one",
             where=str(path),
         )
@@ -190,8 +192,8 @@ def read_spec(path: Path) -> dict[str, Any]:
 
 def _wrong(tree: Mapping[str, Any]) -> str | None:
     """What is wrong with a specification tree, whatever its model; None if nothing is."""
-    if tree.get("format") != FORMAT:
-        return f"format {tree.get('format')!r}, this medmtl {__version__} reads {FORMAT}"
+    if tree.get("format") not in (UNSEALED, FORMAT):
+        return f"format {tree.get('format')!r}, this medmtl {__version__} reads {UNSEALED} and {FORMAT}"
     unknown = [key for key in tree if key not in _KEYS]
     if unknown:
         return f"unknown key {unknown[0]!r}, a bundle has {', '.join(_KEYS)}"

@@ -92,7 +92,7 @@ def test_a_flipped_byte_is_refused(folder, place):
 def test_a_bundle_of_another_format_or_in_pieces_is_refused(folder):
     tree = _undigested(folder)
     for change, code in (
-        ({"format": 2}, "E-BUN-FORMAT"),
+        ({"format": 3}, "E-BUN-FORMAT"),
         ({"modle": tree["model"]}, "E-BUN-FORMAT"),
         ({"provenance": 5}, "E-BUN-FORMAT"),
         ({"provenance": [1]}, "E-BUN-FORMAT"),
@@ -113,7 +113,7 @@ def test_a_bundle_of_another_format_or_in_pieces_is_refused(folder):
 
 def _undigested(folder):
     """The specification as it was written before it had a digest of its own."""
-    tree = yaml.safe_load((folder / SPEC).read_text())
+    tree = yaml.safe_load((folder / SPEC).read_text()) | {"format": 1}
     del tree["spec_sha256"]
     return tree
 
@@ -122,7 +122,14 @@ def test_one_without_a_digest_of_its_specification_still_loads(folder):
     found = load_bundle(folder)
     (folder / SPEC).write_text(yaml.safe_dump(_undigested(folder)))
     old = load_bundle(folder)
-    assert (old.id, old.spec, old.provenance) == (found.id, found.spec, found.provenance)
+    assert (old.spec, old.provenance) == (found.spec, found.provenance)
+    assert found.sealed and not old.sealed
+
+
+def test_one_that_lost_its_digest_is_refused(folder):
+    tree = _undigested(folder) | {"format": 2}
+    (folder / SPEC).write_text(yaml.safe_dump(tree))
+    refuses("E-BUN-HASH", lambda: load_bundle(folder), kind=SafetyRefusal, says="altered")
 
 
 ALTERED = {  # keys -> another value: valid each, and with another meaning
