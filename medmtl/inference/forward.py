@@ -137,9 +137,10 @@ class Model:
         deviations = {task: (square / count - means[task] ** 2).clamp_min(0).sqrt() for task, square in squares.items()}
         means = {task: value.float() for task, value in means.items()}
         self.images += len(batch)
+        rows = {task: value.unbind() for task, value in means.items()}
         return [
             Decoded(
-                {task: value[i] for task, value in means.items()},
+                {task: values[i] for task, values in rows.items()},
                 {task: _summary(value[i]) for task, value in deviations.items()},
                 features[i] if features is not None else None,
             )

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ from medmtl.ledger import begin_ledger, read_entries, remove_outputs
 
 Status = Literal["ok", "failed", "skipped"]
 Cell = str | float
+_LINE = json.JSONEncoder(allow_nan=False)
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class Ledger:
             old = set(before.outputs) - set(entry.outputs) if before else set()
             remove_outputs(self.path.parent, (name for name in old if self._owners.get(_place(name)) == entry.id))
         if new:
-            append_line(self.path, "\n".join(json.dumps(asdict(entry), allow_nan=False) for entry in new))
+            append_line(self.path, "\n".join(_LINE.encode(vars(entry)) for entry in new))
         for entry in new:
             for place in _places(self._entries.get(entry.id)):
                 if self._owners.get(place) == entry.id:

@@ -20,9 +20,9 @@ _MASKS = (".nii.gz", ".seg.dcm")  # of a volume, the first that is written
 
 @dataclass(frozen=True)
 class Files:
-    """The files of a case, below the output folder."""
+    """The files of a case; their names are relative to the output folder."""
 
-    names: tuple[str, ...]
+    paths: Mapping[str, Path]  # by name
     masks: Mapping[str, str]  # of each dense task, where one is written
     warnings: tuple[str, ...] = ()  # what could not be written, and why
 
@@ -32,25 +32,28 @@ def write_case(case: CasePrediction, out: Path, output: Output, *, overlays: boo
 
     Of a picture ``masks/<task>/<name>.png`` and ``overlays/<task>/<name>.png``; everything else in ``cases/<name>/``.
     """
-    pictures, masks = [], {}
+    paths: dict[str, Path] = {}
+    masks: dict[str, str] = {}
     if not isinstance(case.image, Volume):
         for task, dense in case.dense.items():
             masks[task], picture = picture_files(case.source.name, task)
             with disk_errors(out / masks[task]):
-                overlay.write_mask(inside(out, masks[task]), dense.labels)
-            pictures.append(masks[task])
+                paths[masks[task]] = overlay.write_mask(inside(out, masks[task]), dense.labels)
             if overlays:
                 with disk_errors(out / picture):
-                    overlay.write_overlay(inside(out, picture), case.image, dense.labels, seen=dense.inside)
-                pictures.append(picture)
+                    path = inside(out, picture)
+                    paths[picture] = overlay.write_overlay(path, case.image, dense.labels, seen=dense.inside)
+    output = _without_default(case, output)
+    if not output.formats:
+        return Files(paths, masks)
     folder = inside(out, f"{CASES}/{case.source.name}")
     with disk_errors(folder):
-        written = writers.write_case(case, folder, _without_default(case, output))
-    names = [path.resolve().relative_to(out.resolve()).as_posix() for path in written.paths]
+        written = writers.write_case(case, folder, output)
+    names = {path.resolve().relative_to(out.resolve()).as_posix(): path for path in written.paths}
     for task in case.dense:
         own = [name for suffix in _MASKS for name in names if name.endswith(f"/{task}{suffix}")]
         masks |= {task: own[0]} if own and task not in masks else {}
-    return Files((*pictures, *names), masks, written.warnings)
+    return Files(paths | names, masks, written.warnings)
 
 
 def _without_default(case: CasePrediction, output: Output) -> Output:

@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import math
 import os
 import stat
 import time
@@ -27,6 +28,7 @@ from medmtl.io.raster import read_image
 from medmtl.io.volume import Note, Volume
 from medmtl.io.voxels import finite, not_constant, upright_picture
 
+Files = tuple[tuple[Path, Found], ...]  # of an input, each with what changes when it is written to
 _NAME_ERRORS = (errno.ENAMETOOLONG, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.EILSEQ)
 
 
@@ -58,49 +60,59 @@ class Reader:
     facts: bool = True  # look at each image, for comparing it with the training images
     _digests: dict[str, tuple[Found, str]] = field(default_factory=dict)
 
-    def digest(self, item: Input) -> str:
-        """SHA-256 of the input's files, each read once for all the inputs that it is part of. Refuses changed files."""
+    def files(self, item: Input) -> Files:
+        """The input's files as they are now. Followed once, so that digest and pixels are those of one file."""
+        files = tuple((path, _found(path)) for path in (inside(self.source, found.path) for found in item.files))
+        return files if item.kind != "nifti" else tuple((path, _found(path)) for path in files_of(files[0][0]))
+
+    def digest(self, files: Files) -> str:
+        """SHA-256 of an input's files, each read once for all the inputs that it is part of."""
         digests = []
-        for path in self._paths(item):
-            now, known = _found(path), self._digests.get(str(path))
+        for path, now in files:
+            known = self._digests.get(str(path))
             if known is None or known[0] != now:
                 known = self._digests[str(path)] = (now, sha256(path))
             digests.append(known[1])
         return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
-    def read(self, item: Input) -> Loaded:
-        """The input as the network sees it; raises UserError, OSError or MemoryError, whatever is wrong with it."""
+    def read(self, item: Input, files: Files = (), content: str = "") -> Loaded:
+        """The input as the network sees it; raises UserError, OSError or MemoryError, whatever is wrong with it.
+
+        ``files`` and ``content`` are what :meth:`files` and :meth:`digest` said of it, if they were asked: what changed
+        since then is refused.
+        """
         began = time.perf_counter()
-        paths = self._paths(item)
-        before = [_found(path) for path in paths]
+        files = files or self.files(item)
         volume, grid = None, None
         if item.kind == "raster":
-            shown: npt.NDArray[np.float32] | Volume = read_image(paths[0], channels=self._channels(), page=item.page)
+            shown: npt.NDArray[np.float32] | Volume = read_image(files[0][0], channels=self._channels(), page=item.page)
             pixels = torch.as_tensor(shown)
         else:
-            volume = self._volume(item, paths)
+            volume = self._volume(item)
             if self.preprocess.volume is None:
                 shown = picture(volume, channels=self.preprocess.channels)
                 pixels = torch.as_tensor(shown)
             else:
                 shown = volume
                 pixels, grid = self.preprocess.volume.image(volume)
-        if [_found(path) for path in paths] != before:
+        if any(_found(path) != before for path, before in files):
             raise UserError(
                 "E-PRE-CHANGED", "the file changed while it was read", "wait until it is copied and run again"
             )
         seen = self.preprocess.seen(pixels)
         image = self.preprocess.normalised(seen)
-        if not torch.isfinite(image).all():
+        if not is_finite(image):
             raise UserError("E-IMG-FINITE", "the preprocessed image holds NaN or infinity", "check its intensities")
         facts = self._look(item, pixels, seen, volume, grid) if self.facts else None
+        low, high = torch.aminmax(pixels)
         return Loaded(
             item,
+            content,
             image=image,
             shown=shown,
             native=tuple(pixels.shape[1:]),
             grid=grid,
-            blank=bool(pixels.min() == pixels.max()),
+            blank=bool(low == high),
             facts=facts,
             notes=volume.notes if volume is not None else (),
             seconds=time.perf_counter() - began,
@@ -115,13 +127,7 @@ class Reader:
             )
         return self.preprocess.channels
 
-    def _paths(self, item: Input) -> list[Path]:
-        paths = [inside(self.source, found.path) for found in item.files]
-        for path in paths:
-            _found(path)
-        return list(files_of(paths[0])) if item.kind == "nifti" else paths
-
-    def _volume(self, item: Input, paths: list[Path]) -> Volume:
+    def _volume(self, item: Input) -> Volume:
         if item.stack is None:
             return read_nifti(
                 inside(self.source, item.files[0].path),
@@ -158,6 +164,12 @@ def picture(volume: Volume, *, channels: int) -> npt.NDArray[np.float32]:
         )
     unit = upright.astype(np.float32) / np.float32(np.iinfo(upright.dtype).max)
     return np.ascontiguousarray(unit.transpose(2, 0, 1) if volume.colour else unit[None])
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether no element is NaN or infinite: in one pass, without a map of which ones."""
+    low, high = torch.aminmax(tensor)  # NaN if any element is
+    return math.isfinite(low) and math.isfinite(high)
 
 
 def _found(path: Path) -> Found:

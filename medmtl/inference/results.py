@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from medmtl.data.preprocess import Preprocess
@@ -14,7 +13,7 @@ from medmtl.fingerprint import Verdict
 from medmtl.inference.forward import Decoded
 from medmtl.inference.inputs import Input
 from medmtl.inference.prediction import CasePrediction, Cell, DenseMap, Source
-from medmtl.inference.reading import Loaded
+from medmtl.inference.reading import Loaded, is_finite
 from medmtl.inference.writers.table import global_cells
 from medmtl.io.volume import Volume
 from medmtl.tasks import AnyTask
@@ -67,7 +66,7 @@ def source_of(item: Input, root: Path) -> Source:
 
 
 def check_finite(name: str, value: Tensor) -> None:
-    if not torch.isfinite(value).all():
+    if not is_finite(value):
         raise UserError(
             "E-PRE-FINITE",
             f"the output of {name!r} is not a finite number",

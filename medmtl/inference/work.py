@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from medmtl.errors import EnvironmentFailure, SafetyRefusal, TrainingInterrupted, UserError
-from medmtl.files import inside, sha256
+from medmtl.files import sha256
 from medmtl.fingerprint import Facts, Fingerprint, Verdict, compare
 from medmtl.inference.batches import Batch, batches, cost_of
 from medmtl.inference.forward import Decoded, Model
@@ -166,11 +166,12 @@ class Work:
             if (cost := cost_of(item, self.model.spec)) > self.budget:
                 what = f"the image and its results take {_size(cost)}, {_size(self.budget)} may be used"
                 raise UserError("E-PRE-MEMORY", what, "raise --max-ram, or cut the image")
-            content = self.reader.digest(item)
+            files = self.reader.files(item)
+            content = self.reader.digest(files)
             self.stepped()
             if not even_if_done and self.ledger.done(item.id, content):
                 return Loaded(item, content)
-            return replace(self.reader.read(item), sha256=content)
+            return self.reader.read(item, files, content)
         except (UserError, OSError, MemoryError) as error:
             seconds = time.perf_counter() - began
             return Loaded(item, content, error=explained(error), seconds=seconds)
@@ -201,7 +202,7 @@ class Work:
                     "the bundle was not made for such images; --gate warn gives a result none the less",
                 )
             files = write_case(case, out, self.job.output, overlays=self.job.overlays)
-            outputs = {name: sha256(inside(out, name)) for name in files.names}
+            outputs = {name: sha256(path) for name, path in files.paths.items()}
         except (UserError, OSError, MemoryError) as error:
             told = explained(error, out)
             with contextlib.suppress(OSError, SafetyRefusal):  # a name too long

@@ -133,12 +133,12 @@ def _too_large(path: Path) -> SafetyRefusal:
 def _plain(image: Image.Image, name: str) -> np.ndarray:
     """Pixels as uint8 [H, W] or [H, W, 3], or uint16 [H, W]: palette resolved, opaque alpha dropped, upright."""
     if image.mode in _GREY16 or (image.mode == "I" and image.format == "PNG"):
-        return np.asarray(ImageOps.exif_transpose(image)).astype(np.uint16)
+        return np.asarray(_upright(image)).astype(np.uint16)
     if image.mode == "P":
         image = image.convert("RGBA" if "transparency" in image.info else "RGB")
     elif "transparency" in image.info and image.mode in ("1", "L", "RGB"):
         image = image.convert("RGBA" if image.mode == "RGB" else "LA")  # one colour is declared transparent
-    image = ImageOps.exif_transpose(image)
+    image = _upright(image)
     if image.mode in ("RGBA", "LA"):
         lowest = int(np.asarray(image.getchannel("A")).min())
         if lowest < 255:
@@ -164,6 +164,12 @@ def _plain(image: Image.Image, name: str) -> np.ndarray:
     )
 
 
+def _upright(image: Image.Image) -> Image.Image:
+    """The image, turned where it lies as its EXIF orientation says: not copied, as most have none."""
+    ImageOps.exif_transpose(image, in_place=True)
+    return image
+
+
 def _labels(image: Image.Image, name: str) -> np.ndarray:
     if image.format not in ("PNG", "TIFF"):
         raise UserError(
@@ -173,7 +179,7 @@ def _labels(image: Image.Image, name: str) -> np.ndarray:
             where=name,
         )
     mode = image.mode
-    upright = ImageOps.exif_transpose(image)
+    upright = _upright(image)
     if mode in _GREY16 or (mode == "I" and image.format == "PNG"):
         return np.asarray(upright).astype(np.uint16)
     if mode in ("L", "P", "1"):
