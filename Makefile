@@ -91,6 +91,8 @@ bench: $(STAMP) ## benchmarks: ratios measured in one run
 	$(RUN)/python benchmarks/step_overhead.py
 	$(RUN)/python benchmarks/hold_memory.py
 	$(RUN)/python benchmarks/augment_cost.py
+	$(RUN)/python benchmarks/volume_memory.py
+	$(RUN)/python benchmarks/inference.py
 	$(RUN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[bench]"
 	$(RUN)/python benchmarks/ingest_throughput.py --series 4
 	$(RUN)/python benchmarks/dicom_correctness.py

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from rich.console import Console
 
 from medmtl.errors import EnvironmentFailure, NothingUsable, SafetyRefusal, TrainingInterrupted, UserError
@@ -33,6 +34,7 @@ from medmtl.signals import signals
 __all__ = ["Cluster", "predict_on_ray"]
 
 _TALK = ".ray-"  # folder in OUT of a job: its request to stop, and how far the first worker is
+_LOCK = "lock"  # in it
 _KINDS = {kind.exit_code: kind for kind in (UserError, NothingUsable, EnvironmentFailure, SafetyRefusal)}
 
 
@@ -73,8 +75,6 @@ def predict_on_ray(job: Job, cluster: Cluster, *, console: Console | None = None
             part = Part(_absolute(job, found.device), cluster.workers, found.beside, threads(), talk)
             heard = _follow(lines(ray, part, found), talk, console, caught)
     summary = _result(heard, caught)
-    for left in job.out.glob(f"{_TALK}*"):  # of a job that was killed
-        shutil.rmtree(left, ignore_errors=True)
     return replace(summary, paths={name: job.out / file for name, file in summary.paths.items()})
 
 
@@ -96,13 +96,29 @@ def _absolute(job: Job, device: str) -> Job:
 
 @contextlib.contextmanager
 def _talk(out: Path) -> Iterator[Path]:
-    """A folder in OUT of this job alone, so that a worker that sees it sees the right OUT."""
+    """A folder in OUT of this job alone, so that a worker that sees it sees the right OUT.
+
+    The lock in it goes with the process: what a killed one left is removed, the folder of one that waits is not.
+    """
     folder = out / f"{_TALK}{secrets.token_hex(8)}"
     with disk_errors(folder):
         folder.mkdir(parents=True)
+        lock = FileLock(folder / _LOCK, timeout=5)  # somebody may look just now whether it is held
+        lock.acquire()
     try:
+        for other in set(out.glob(f"{_TALK}*")) - {folder}:
+            _remove_if_left(other)
         yield folder
     finally:
+        lock.release()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_if_left(folder: Path) -> None:
+    """Remove what a command said to its workers, unless it lives."""
+    with contextlib.suppress(Timeout, OSError):
+        with FileLock(folder / _LOCK, timeout=0):
+            pass  # NFS removes no folder with an open file
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -122,7 +138,8 @@ def _follow(told: Iterator[str], talk: Path, console: Console, caught: Sequence[
     threading.Thread(target=listen, daemon=True).start()  # waiting for Ray leaves no time to look at signals
     while True:
         if caught or heard.errors:
-            (talk / STOP).touch()
+            with contextlib.suppress(OSError):  # on a full disk: tried again until it is there
+                (talk / STOP).touch()
         shown += _show(talk / LOG, shown, console)
         with contextlib.suppress(queue.Empty):
             match arrived.get(timeout=POLL_S):

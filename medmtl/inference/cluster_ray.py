@@ -13,6 +13,7 @@ import os
 import secrets
 import signal
 import tempfile
+import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from medmtl.inference.cluster_share import Part, share
 
 _STORE = 80 * 2**20  # bytes of Ray's object store, a little above its least: only lines of JSON pass through
 _PLACES_S = 60.0  # for places that somebody else holds to become free
+_ENDING_S = 60.0  # for Ray Data to see that its work is done, on a busy machine
+_ASKED = "RAY_gcs_server_port_wait_time_s"  # how often an address is asked: by default twenty times, 40 s each
 _LOOPBACK = ("127.0.0.1", "::1")
 
 
@@ -67,7 +70,9 @@ def connected(cluster: Cluster) -> Iterator[Any]:
     with contextlib.ExitStack() as stack:
         options: dict[str, Any] = {"address": cluster.address}
         variables = {"RAY_USAGE_STATS_ENABLED": "0"}
-        if cluster.address is None:
+        if cluster.address is not None:
+            variables |= {_ASKED: os.environ.get(_ASKED, "1")}
+        else:
             root = os.environ.get("RAY_TMPDIR", "/tmp")  # short: the name of a socket has 107 characters at most
             private = tempfile.TemporaryDirectory(prefix="ray-", dir=root, ignore_cleanup_errors=True)
             options = _own(cluster, stack.enter_context(private))
@@ -84,8 +89,9 @@ def connected(cluster: Cluster) -> Iterator[Any]:
         except Exception as error:  # ConnectionError, RuntimeError, ValueError, OSError: by cause
             raise EnvironmentFailure(
                 "E-RAY-START",
-                f"Ray does not start or answer: {first_line(error)}",
-                "see that it runs there, with the same versions of Ray and Python",
+                f"Ray does not start or answer: {_cause(error)}",
+                "see that it runs there, with the same versions of Ray and Python; where it wants a token, set "
+                "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN",
                 where=cluster.address or "--ray",
             ) from error
         if cluster.address is None and ray.util.get_node_ip_address() not in _LOOPBACK:
@@ -193,8 +199,28 @@ def lines(ray: Any, part: Part, found: Places) -> Iterator[str]:
         scheduling_strategy=found.strategy,
         max_retries=0,  # one that is started again would wait for a job that has ended
     )
-    for batch in told.iter_batches(batch_size=None, prefetch_batches=0):  # read ahead, each waits for the next to end
-        yield from (str(line) for line in batch["told"])
+    try:
+        for batch in told.iter_batches(batch_size=None, prefetch_batches=0):  # read ahead, each waits for the next
+            yield from (str(line) for line in batch["told"])
+    finally:
+        _await_executor()
+
+
+def _await_executor() -> None:
+    """Wait for Ray Data's thread, which it does for 2 s only: where it asks Ray later, Ray aborts this process."""
+    for thread in threading.enumerate():
+        if thread.name.startswith("StreamingExecutor"):
+            thread.join(_ENDING_S)
+
+
+def _cause(error: BaseException) -> str:
+    """What went wrong, and what began it: Ray tells a refused token as a failed connection, a traceback its cause."""
+    began = error
+    while began.__cause__ is not None:
+        began = began.__cause__
+    told = " ".join(str(error).split())[:300] or first_line(error)
+    last = str(began).strip().splitlines()[-1:]
+    return told + (f" ({first_line(last[0])})" if last and began is not error else "")
 
 
 def first_line(error: object) -> str:

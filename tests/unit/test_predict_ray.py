@@ -7,12 +7,15 @@ import importlib.util
 import io
 import json
 import multiprocessing
+import shutil
 import signal
 import sys
 import tempfile
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -90,7 +93,7 @@ def whole(bundle: Path, source: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 
 def _command(bundle: Path, source: Path, out: Path, *more: str) -> int:
-    common = ("--device", "cpu", "--batch-size", "2", "--write", "json,html")
+    common = ("--device", "cpu", "--batch-size", "2", "--write", "json,html", "--names", "path")
     return run(["predict", str(bundle), str(source), str(out), *common, *more])
 
 
@@ -263,6 +266,82 @@ def test_how_far_the_first_worker_is_is_shown_line_by_line(tmp_path: Path) -> No
     assert shown.getvalue() == "1/2 images\n2/2 images\n"
 
 
+def test_what_a_killed_command_left_is_removed_and_the_folder_of_one_that_waits_stays(tmp_path: Path) -> None:
+    killed, older = tmp_path / ".ray-0", tmp_path / ".ray-1"
+    for folder, name in ((killed, "lock"), (older, LOG)):
+        folder.mkdir()
+        (folder / name).touch()
+    with cluster._talk(tmp_path) as waits:
+        assert set(tmp_path.iterdir()) == {waits}
+        with cluster._talk(tmp_path) as other:
+            assert set(tmp_path.iterdir()) == {waits, other}
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_request_to_stop_waits_for_a_disk_that_is_full(tmp_path: Path) -> None:
+    """As long as it cannot be written, the workers go on; the command does not end before them."""
+    talk = tmp_path / "none yet"
+
+    def told() -> Any:
+        talk.mkdir()
+        while not (talk / STOP).exists():
+            threading.Event().wait(0.01)
+        yield json.dumps({"rank": 0, "interrupted": signal.SIGTERM})
+
+    heard = cluster._follow(told(), talk, Console(file=io.StringIO()), [signal.SIGTERM])
+    with pytest.raises(TrainingInterrupted):
+        cluster._result(heard, [signal.SIGTERM])
+
+
+def test_a_cluster_that_does_not_answer_is_asked_once_and_what_began_it_is_said(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By Ray itself twenty times, 40 s each; and a refused token is told as a failed connection."""
+    asked: list[str] = []
+
+    def init(**options: Any) -> None:
+        asked.append(cluster_ray.os.environ["RAY_gcs_server_port_wait_time_s"])
+        try:
+            raise RuntimeError("Failed to connect to GCS: Traceback\n  File\nAuthenticationError: token is missing")
+        except RuntimeError as error:
+            raise ConnectionError(f"Failed to connect to {options['address']}") from error
+
+    before = dict(cluster_ray.os.environ)
+    ray = SimpleNamespace(init=init, shutdown=lambda: asked.append("shut down"))
+    monkeypatch.setattr(cluster_ray, "_library", lambda: ray)
+    said = r"E-RAY-START head:6379: .*connect to head:6379 \(AuthenticationError: token is missing\) — .*RAY_AUTH_TOKEN"
+    with pytest.raises(EnvironmentFailure, match=said), cluster_ray.connected(Cluster(2, "head:6379")):
+        raise AssertionError
+    assert asked == ["1", "shut down"]
+    assert dict(cluster_ray.os.environ) == before
+
+
+def test_ray_is_not_left_before_its_own_thread_has_ended(bundle: Path, source: Path, tmp_path: Path) -> None:
+    """On a busy machine it asks Ray once more after the last result, and Ray aborts a process that it has left."""
+    joined = threading.Event()
+
+    class Executor(threading.Thread):
+        def join(self, timeout: float | None = None) -> None:
+            joined.set()
+            super().join(timeout)
+
+    thread = Executor(target=joined.wait, name="StreamingExecutor-dataset", daemon=True)
+
+    def iter_batches(**options: Any) -> Iterator[dict[str, list[str]]]:
+        thread.start()
+        yield {"told": ["a"]}
+
+    told = SimpleNamespace(map_batches=lambda *arguments, **more: SimpleNamespace(iter_batches=iter_batches))
+    context = SimpleNamespace(get_current=SimpleNamespace)
+    data = SimpleNamespace(
+        DataContext=context, from_items=lambda *arguments, **more: told, TaskPoolStrategy=SimpleNamespace
+    )
+    part = _part(_job(bundle, source, tmp_path / "out"))
+    found = cluster_ray.Places({"CPU": 1.0}, None, 1)
+    assert list(cluster_ray.lines(SimpleNamespace(data=data), part, found)) == ["a"]
+    assert not thread.is_alive()
+
+
 @pytest.mark.parametrize(
     ("has", "device", "use"),
     [
@@ -348,3 +427,41 @@ def test_a_worker_that_is_killed_ends_the_job_and_the_next_run_goes_on(
     assert "E-RAY-WORKER" in capsys.readouterr().err
     assert _command(bundle, source, tmp_path / "out") == 3
     assert _bytes(tmp_path / "out") == _bytes(whole)
+
+
+@pytest.fixture
+def machines(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A cluster of two nodes with one place each, a stand-in for two machines."""
+    root = tempfile.mkdtemp(prefix="r", dir="/tmp")  # short: sockets lie in it
+    token = cluster_ray._token()  # Ray keeps the first one of a process
+    variables = {"RAY_TMPDIR": root, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "RAY_USAGE_STATS_ENABLED": "0"}
+    for name, value in (variables | {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}).items():
+        monkeypatch.setenv(name, value)
+    from ray.cluster_utils import Cluster as Machines
+
+    node = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": cluster_ray._STORE}
+    started = Machines(initialize_head=True, head_node_args=node)
+    try:
+        started.add_node(**node)
+        yield started
+    finally:
+        started.shutdown()
+        shutil.rmtree(root, ignore_errors=True)
+
+
+@needs_ray
+@pytest.mark.slow
+def test_a_cluster_that_exists_is_used_on_all_its_machines_and_left_running(
+    bundle: Path, source: Path, whole: Path, tmp_path: Path, machines: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    address = ("--ray-address", machines.address)
+    assert _command(bundle, source, tmp_path / "none", "--ray", "3", *address) == 5
+    assert "3 workers need 3 CPU, the cluster has 2 — give --ray 2 or less" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+    assert _command(bundle, source, tmp_path / "out", "--ray", "2", *address) == 3
+    assert "at most 1 on a machine" in capsys.readouterr().err
+    assert _bytes(tmp_path / "out") == _bytes(whole)
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["processes"] == 2
+    assert not [path for path in (tmp_path / "out").glob(".*") if path.name != ".lock"]
+    assert len(nodes := machines.list_all_nodes()) == 2
+    assert not any(node.dead_processes() for node in nodes)
