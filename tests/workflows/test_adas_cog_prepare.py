@@ -189,15 +189,6 @@ def test_two_rows_of_one_visit_are_both_wrong_and_equal_ones_count_once(source: 
         assert lines[ADAS, row]["status"] == "error" and "E-PREP-TWICE" in lines[ADAS, row]["reason"]
 
 
-def test_two_visits_of_one_date_are_named(source: Path, tmp_path: Path) -> None:
-    rows = table(source / MERGED)
-    edit(source / MERGED, 3, EXAMDATE=rows[0]["EXAMDATE"])
-    prepare(source, tmp_path / "out")
-    (line,) = [line for line in report_of(tmp_path / "out") if line["status"] == "error"]
-    assert (line["table"], line["row"]) == (MERGED, "3")
-    assert "E-PREP-DATE" in line["reason"] and "R0001_m00 in row 2" in line["reason"]
-
-
 def test_a_subject_in_two_splits_is_refused_and_one_split_is_kept(source: Path, tmp_path: Path) -> None:
     rows = table(source / MERGED)
     for n, row in enumerate(rows):
@@ -207,6 +198,8 @@ def test_a_subject_in_two_splits_is_refused_and_one_split_is_kept(source: Path, 
     wrong = [line for line in report_of(tmp_path / "out") if line["status"] == "error"]
     assert wrong and all("the subject is in test and train (E-PREP-SPLIT)" in line["reason"] for line in wrong)
     assert {line["case_id"][:5] for line in wrong} == {"R0001"}
+    images = [line for line in wrong if line["table"] == "images"]
+    assert images and all(line["remedy"] == "give each subject one split" for line in images)
     assert {case.group: case.split for case in by_id(tmp_path / "out").values()} == {"R0002": "val", "R0003": "test"}
 
 
@@ -369,7 +362,7 @@ def test_dates_in_every_form(cell: str) -> None:
 
 def participants(folder: Path, rows: list[str]) -> Path:
     rng = np.random.default_rng(0)
-    write_nifti(folder / "t1" / "a.nii.gz", Volume(rng.random((8, 8, 8), np.float32), np.diag([-3.0, 3, 3, 1])))
+    write_nifti(folder / "t1" / "a.nii.gz", Volume(rng.random((8, 8, 8), np.float32), np.diag([-10.0, 10, 10, 1])))
     header = "session_id,subject_id,file,sex,age,educ,mmse,cdr,nwbv,etiv"
     (folder / "participants.csv").write_text("\n".join([header, *rows, ""]))
     return folder

@@ -70,7 +70,10 @@ def field_strength(cell: str) -> str:
 
 
 def date(cell: str) -> datetime.date | None:
-    """An ISO date, an American one (8/26/2005) or DICOM's (20050826), whatever follows; None where it is none."""
+    """An ISO date, an American one (8/26/2005) or DICOM's (20050826), whatever follows; None where it is none.
+
+    A year before 1900 or after 2100 is none: nobody's head was scanned then.
+    """
     for pattern, order in (
         (r"(\d{4})-(\d{1,2})-(\d{1,2})", (0, 1, 2)),
         (r"(\d{4})(\d{2})(\d{2})(?!\d)", (0, 1, 2)),
@@ -79,7 +82,7 @@ def date(cell: str) -> datetime.date | None:
         if match := re.match(pattern, cell):
             year, month, day = (int(match.groups()[n]) for n in order)
             try:
-                return datetime.date(year, month, day)
+                return datetime.date(year, month, day) if 1900 <= year <= 2100 else None
             except ValueError:
                 return None
     return None

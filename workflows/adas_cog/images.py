@@ -2,7 +2,7 @@
 
 Below ``SOURCE`` a folder names the subject (``011_S_0002``, or the RID alone), one further below its visit: by a code
 (``bl``, ``m06``, ``ses-m12``), or by a date (``2006-03-02_10_11_12.0``), as ADNI's archive packs them. Without either,
-the study date of the DICOM headers counts. A date belongs to the visit whose date in the tables is nearest.
+the acquisition date of the DICOM headers counts. A date belongs to the visit whose date in the tables is nearest.
 """
 
 import datetime
@@ -11,25 +11,35 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
+from medmtl.data.grid import VolumeGrid
 from medmtl.errors import UserError
 from medmtl.files import inside
-from medmtl.ingest.sniff import empty, ignored_kind, kind_of
+from medmtl.ingest.sniff import empty, ignored_kind, kind_of, unknown
+from medmtl.io.affine import spacing_mm
 from medmtl.io.dicom.header import read_header
 from medmtl.io.dicom.load import load
 from medmtl.io.dicom.record import Header, NotDicom
 from medmtl.io.dicom.series import plan
+from medmtl.io.dicom.stack import Stack
 from medmtl.io.nifti import read_header as read_nifti_header
 from medmtl.io.nifti import read_nifti, write_nifti
+from medmtl.io.reasons import refusal
 from medmtl.io.volume import Volume
+from medmtl.io.voxels import finite
 from workflows.adas_cog import cells
 from workflows.preparation import LeftOut, Remark
 
 _PTID = re.compile(r"\d{3}_S_(\d{4,5})", re.IGNORECASE)
 _FEWEST_SLICES = 16  # fewer are a localizer
+_HEAD_MM = (
+    60  # a volume that reaches less far along any axis holds no head, not a child's, nor a brain without its skull
+)
 _HEAD = 4096  # bytes that tell a file's kind
 
 
@@ -85,8 +95,12 @@ def _subject(part: str, known: Mapping[str, int]) -> int | None:
     return known.get(part.upper(), known.get(str(int(match[1])) if match else part.lstrip("0")))
 
 
-def candidates(source: Path, folder: Folder) -> Iterator[Candidate | UserError | LeftOut]:
-    """What could be an image in a folder, and what is refused. A file of another kind is passed over in silence."""
+def candidates(source: Path, folder: Folder, *, fill_nan: bool = False) -> Iterator[Candidate | UserError | LeftOut]:
+    """What could be an image in a folder, and what is refused; a file whose name promises no image is passed over.
+
+    ``fill_nan``: up to 0.1 % of the voxels may be NaN or infinite and get the lowest value, as ``medmtl ingest`` does.
+    """
+    nan: Literal["fill", "refuse"] = "fill" if fill_nan else "refuse"
     headers: list[Header] = []
     for file in folder.files:
         try:
@@ -94,16 +108,25 @@ def candidates(source: Path, folder: Folder) -> Iterator[Candidate | UserError |
             kind = _kind(path)
             if kind == "nifti":
                 shape = read_nifti_header(path).shape
-                yield Candidate(lambda path=path: read_nifti(path), shape)  # type: ignore[misc]
+                yield Candidate(partial(read_nifti, path, nan=nan), shape)
             elif kind in ("dicom", "maybe-dicom"):
                 headers.append(read_header(path))
+            elif kind == "other":
+                yield from _unknown(file)
         except NotDicom:
-            continue
+            yield from _unknown(file)
         except UserError as error:
             yield UserError(error.code, error.what, error.remedy)
         except OSError as error:
             yield UserError("E-FILE-OPEN", f"a file cannot be read ({error.strerror})", "check its permissions")
-    yield from _series(headers)
+    yield from _series(headers, fill_nan=fill_nan)
+
+
+def _unknown(file: Path) -> Iterator[UserError]:
+    """What is wrong with a file of unknown content whose name promises an image."""
+    code, what = unknown(file.name)
+    if code.startswith("E-"):
+        yield refusal(code, f"a file of which {what}")
 
 
 def _kind(path: Path) -> str:
@@ -117,7 +140,7 @@ def _kind(path: Path) -> str:
     return kind_of(head) if head else ""
 
 
-def _series(headers: Sequence[Header]) -> Iterator[Candidate | UserError | LeftOut]:
+def _series(headers: Sequence[Header], *, fill_nan: bool) -> Iterator[Candidate | UserError | LeftOut]:
     found = plan(headers)
     for refused in found.refused:
         files = len(refused.headers)
@@ -125,14 +148,19 @@ def _series(headers: Sequence[Header]) -> Iterator[Candidate | UserError | LeftO
     for stack in found.volumes:
         flat = stack.affine is None or stack.colour or stack.times > 1 or len(stack.slices) < _FEWEST_SLICES
         if flat:
-            yield LeftOut(f"a series of {len(stack.slices)} slices that is no volume of the head")
+            what = f"a series of {len(stack.slices)} slices that is no volume of the head"
+            yield LeftOut(what, "nothing, if it is a localizer or another examination")
             continue
         facts = {"manufacturer": _manufacturer(str(stack.first.facts.get("Manufacturer", "")))}
         tesla = stack.first.facts.get("MagneticFieldStrength")
         facts["field_strength"] = cells.field_strength(f"{tesla}") if isinstance(tesla, float | int) else ""
         private = stack.first.private
         date = cells.date(private.get("AcquisitionDate", "") or private.get("StudyDate", ""))
-        yield Candidate(lambda stack=stack: load(stack), stack.shape, date, facts)  # type: ignore[misc]
+        yield Candidate(partial(_decoded, stack, fill_nan), stack.shape, date, facts)
+
+
+def _decoded(stack: Stack, fill_nan: bool) -> Volume:
+    return finite(load(stack), fill=fill_nan)
 
 
 def _manufacturer(name: str) -> str:
@@ -144,16 +172,19 @@ def _manufacturer(name: str) -> str:
 
 
 def check_volume(volume: Volume) -> Volume:
-    """A grey volume of three dimensions with a place, as the preprocessing needs it; or the reason why it is none."""
-    if volume.colour or volume.array.ndim != 3:
+    """A volume that training would take (``E-VOL-...`` of :meth:`VolumeGrid.place`) and that a head has room in."""
+    VolumeGrid().place(volume)
+    assert volume.affine is not None
+    reach = [n * mm for n, mm in zip(volume.array.shape, spacing_mm(volume.affine), strict=True)]
+    if min(reach) < _HEAD_MM:
         raise UserError(
-            "E-VOL-DIMENSIONS", f"shape {volume.array.shape}", "give one grey volume, not a series over time"
+            "E-VOL-DIMENSIONS",
+            f"{' x '.join(f'{mm:.0f}' for mm in reach)} mm of {volume.array.shape} voxels are no volume of the head",
+            "give the whole scan, not a slice, a slab or a localizer",
         )
-    if volume.affine is None:
-        raise UserError("E-VOL-PLACE", "nothing says where the voxels lie", "restore sform or qform")
     low, high = volume.array.min(), volume.array.max()
-    if low == high or not (np.isfinite(low) and np.isfinite(high)):
-        raise UserError("E-VOL-VALUES", f"voxels from {low} to {high}", "check the image, or export it again")
+    if low == high:
+        raise UserError("E-VOL-VALUES", f"every voxel is {low}", "check the image, or export it again")
     return volume
 
 

@@ -12,7 +12,7 @@ TABLE = "participants.csv"
 COLUMNS = frozenset({"session_id", "subject_id", "file", "sex", "age", "educ", "mmse", "cdr"})
 
 
-def read_row(source: Path, out: Path, place: Place, row: Row) -> tuple[Case, list[Remark]]:
+def read_row(source: Path, out: Path, place: Place, row: Row, *, fill_nan: bool = False) -> tuple[Case, list[Remark]]:
     """The case of a session, its image in place; UserError where a cell is wrong or the image is not there."""
     age = cells.number(row["age"], what="age", low=18, high=120)
     targets = {
@@ -21,7 +21,8 @@ def read_row(source: Path, out: Path, place: Place, row: Row) -> tuple[Case, lis
         "age": age,
     }
     path = out / "images" / f"{place.case_id}.nii.gz"
-    remarks = list(place_volume(check_volume(read_nifti(file_inside(source, row["file"], "image"))), path))
+    volume = read_nifti(file_inside(source, row["file"], "image"), nan="fill" if fill_nan else "refuse")
+    remarks = list(place_volume(check_volume(volume), path))
     lacking = [name for name, cell in targets.items() if not cell]
     if lacking:
         remarks.append(Remark(f"no {' and no '.join(lacking)}"))

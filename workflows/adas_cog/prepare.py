@@ -1,10 +1,11 @@
 """ADNI-like folders with tables, or OASIS-1 -> ``manifest.csv``.
 
-    python -m workflows.adas_cog.prepare SOURCE OUT [--layout auto] [--domain scanner] [--within-days 120]
+    python -m workflows.adas_cog.prepare SOURCE OUT [--layout auto] [--domain scanner] [--within-days 120] [--fill-nan]
 
 ``adni``
     A tree of subjects and visits with DICOM series or NIfTI files (``images.py`` says how folders are read), and in
-    ``SOURCE`` itself tables with ``RID`` and ``VISCODE2`` or ``VISCODE`` (``tables.py`` lists the columns).
+    ``SOURCE`` itself tables with ``RID`` and ``VISCODE2`` or ``VISCODE`` (``tables.py`` lists the columns,
+    ``sessions.py`` says what a screening gives, ``dates.py`` which dates are not used).
 ``oasis``
     ``participants.csv`` (``session_id, subject_id, file, sex, age, educ, mmse, cdr``) and the NIfTI files it names.
 
@@ -19,6 +20,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated
 
 import typer
@@ -28,7 +30,7 @@ from rich.progress import track
 from medmtl.data.adas_cog import MONTHS
 from medmtl.data.case import Case
 from medmtl.errors import UserError
-from workflows.adas_cog import oasis
+from workflows.adas_cog import ixi, oasis
 from workflows.adas_cog.images import (
     Candidate,
     Folder,
@@ -39,8 +41,9 @@ from workflows.adas_cog.images import (
     place_volume,
     refusals,
 )
-from workflows.adas_cog.tables import Row, Session, case_name, open_tables, read_sessions
-from workflows.adas_cog.visits import Domain, Sessions, case_of, known_subjects, visit_of
+from workflows.adas_cog.sessions import Session, Study, read_study
+from workflows.adas_cog.tables import Row, case_name, open_tables, subject_name
+from workflows.adas_cog.visits import Domain, case_of, contradiction, visit_of
 from workflows.preparation import USED, LeftOut, Place, Remark, Report, command, header, remarked
 
 _IMAGES = "images"  # the report's name for the tree
@@ -50,6 +53,7 @@ class Layout(StrEnum):
     AUTO = "auto"
     ADNI = "adni"
     OASIS = "oasis"
+    IXI = "ixi"
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,19 @@ class _Image:
     candidate: Candidate
 
 
+@dataclass(frozen=True)
+class _Job:
+    """A study that is being prepared, and how."""
+
+    source: Path
+    out: Path
+    report: Report
+    study: Study
+    domain: Domain
+    within_days: int
+    fill_nan: bool
+
+
 def prepare(
     source: Path,
     out: Path,
@@ -67,6 +84,7 @@ def prepare(
     layout: Layout = Layout.AUTO,
     domain: Domain = Domain.SCANNER,
     within_days: int = 120,
+    fill_nan: bool = False,
     console: Console | None = None,
 ) -> Report:
     """Write ``out/manifest.csv`` and what it needs; see the module's docstring.
@@ -78,104 +96,105 @@ def prepare(
     report, console = Report(), console or Console(quiet=True)
     tables, unread = open_tables(source)
     if layout in (Layout.AUTO, Layout.OASIS) and header(source / oasis.TABLE) >= oasis.COLUMNS:
-        cases = _oasis(source, out, report, console)
+        cases = _listed(oasis, source, out, report, console, fill_nan=fill_nan)
+    elif layout in (Layout.AUTO, Layout.IXI) and header(source / ixi.TABLE) >= ixi.COLUMNS:
+        cases = _listed(ixi, source, out, report, console, fill_nan=fill_nan)
     elif layout in (Layout.AUTO, Layout.ADNI) and tables:
         if unread:
             console.print(f"tables that nothing reads: {', '.join(unread)}", markup=False, soft_wrap=True)
-        sessions = read_sessions(tables, report)
-        cases = _adni(source, out, report, sessions, domain=domain, within_days=within_days, console=console)
+        study = read_study(tables, report)
+        cases = _adni(_Job(source, out, report, study, domain, within_days, fill_nan), console)
     else:
         raise UserError(
             "E-PREP-SOURCE",
             f"nothing of layout {layout.value!r} in the folder",
-            "it should hold participants.csv (OASIS-1), or tables with RID and VISCODE2 or VISCODE; see --help",
+            "it should hold participants.csv (OASIS-1 or IXI), or tables with RID and VISCODE2 or VISCODE; see --help",
             where=source.name,
         )
     report.settle(cases, out, source.name)
     return report
 
 
-def _oasis(source: Path, out: Path, report: Report, console: Console) -> list[Case]:
+def _listed(
+    kind: ModuleType, source: Path, out: Path, report: Report, console: Console, *, fill_nan: bool
+) -> list[Case]:
+    """The cases of a table that names its images: OASIS-1's or IXI's."""
     cases: dict[str, Case] = {}
-    for place, row in track(oasis.places(source), description="Reading images", console=console):
+    for place, row in track(kind.places(source), description="Reading images", console=console):
         try:
             if place.case_id.casefold() in cases:
                 raise UserError("E-PREP-TWICE", "the same session is in an earlier row", "remove one of the rows")
-            cases[place.case_id.casefold()], remarks = oasis.read_row(source, out, place, row)
+            cases[place.case_id.casefold()], remarks = kind.read_row(source, out, place, row, fill_nan=fill_nan)
             report.add(place, USED, *remarked(remarks))
         except UserError as problem:
             report.refuse(place, problem)
     return list(cases.values())
 
 
-def _adni(
-    source: Path, out: Path, report: Report, sessions: Sessions, *, domain: Domain, within_days: int, console: Console
-) -> list[Case]:
-    folders = find_folders(source, known_subjects(sessions))
+def _adni(job: _Job, console: Console) -> list[Case]:
     visits: dict[tuple[int, int], list[_Image]] = defaultdict(list)
-    for folder in track(folders, description="Reading headers", console=console):
-        for key, image in _images(source, folder, sessions, within_days, report):
+    for folder in track(find_folders(job.source, job.study.names), description="Reading headers", console=console):
+        for key, image in _images(job, folder):
             visits[key].append(image)
     cases: dict[tuple[int, int], Case] = {}
     for key, images in track(sorted(visits.items()), description="Reading images", console=console):
-        case = _case(key, images, out, report, sessions, domain)
+        case = _case(job, key, images)
         if case is not None:
             cases[key] = case
-    for session in sessions.values():
+    for session in (session for subject in job.study.subjects.values() for session in subject.values()):
         for row in session.rows:
-            _account(row, session, cases, report)
+            _account(row, session, cases, job.report)
     return list(cases.values())
 
 
-def _images(
-    source: Path, folder: Folder, sessions: Sessions, within_days: int, report: Report
-) -> list[tuple[tuple[int, int], _Image]]:
+def _images(job: _Job, folder: Folder) -> list[tuple[tuple[int, int], _Image]]:
     """The images of a folder by (RID, months); everything else of it goes into the report."""
     found: list[tuple[tuple[int, int], _Image]] = []
     problems: list[UserError | LeftOut] = []
-    for candidate in candidates(source, folder):
+    for candidate in candidates(job.source, folder, fill_nan=job.fill_nan):
         if not isinstance(candidate, Candidate):
             problems.append(candidate)
             continue
         try:
-            months = visit_of(folder, candidate.date, sessions, within_days=within_days)
+            months = visit_of(folder, candidate.date, job.study, within_days=job.within_days)
             found.append(((folder.rid or 0, months), _Image(folder, candidate)))
-        except LeftOut as problem:
+        except (UserError, LeftOut) as problem:
             problems.append(problem)
     if not found and not problems:
-        problems.append(LeftOut(f"no image among its files ({other_files(folder)})"))
-    name = case_name(*found[0][0]) if found else ""
+        what = f"no image among its files ({other_files(folder)})"
+        problems.append(LeftOut(what, "nothing, unless it should have one: copy that again"))
+    name = case_name(*found[0][0]) if found else subject_name(folder.rid) if folder.rid is not None else ""
     for each in refusals(problems):
-        report.refuse(Place(_IMAGES, folder.number, name), each)
+        job.report.refuse(Place(_IMAGES, folder.number, name), each)
     return found
 
 
-def _case(
-    key: tuple[int, int], images: list[_Image], out: Path, report: Report, sessions: Sessions, domain: Domain
-) -> Case | None:
+def _case(job: _Job, key: tuple[int, int], images: list[_Image]) -> Case | None:
     """The case of a visit, of its largest image that can be read; the others are left out with a word."""
     case: Case | None = None
     for image in sorted(images, key=lambda image: (-_voxels(image), image.folder.number)):
         place = Place(_IMAGES, image.folder.number, case_name(*key))
         if case is not None:
-            report.refuse(place, LeftOut("another image of this visit is used", "keep one in the visit's folder"))
+            job.report.refuse(place, LeftOut("another image of this visit is used", "keep one in the visit's folder"))
             continue
         try:
-            case, remarks = _made(key, image, out, sessions, domain)
-            report.add(place, USED, *remarked(remarks))
+            case, remarks = _made(job, key, image)
+            job.report.add(place, USED, *remarked(remarks))
         except (UserError, LeftOut) as problem:
-            report.refuse(place, problem)
+            job.report.refuse(place, problem)
     return case
 
 
-def _made(
-    key: tuple[int, int], image: _Image, out: Path, sessions: Sessions, domain: Domain
-) -> tuple[Case, list[Remark]]:
+def _made(job: _Job, key: tuple[int, int], image: _Image) -> tuple[Case, list[Remark]]:
     """The case of one image, which is put in place."""
-    path = out / "images" / f"{case_name(*key)}.nii.gz"
-    case = case_of(*key, path.relative_to(out).as_posix(), image.candidate.facts, sessions, domain)
+    path = job.out / "images" / f"{case_name(*key)}.nii.gz"
+    case = case_of(*key, path.relative_to(job.out).as_posix(), image.candidate.facts, job.study, job.domain)
     remarks = list(place_volume(check_volume(image.candidate.read()), path))
-    if key not in sessions:
+    astray = contradiction(image.folder, image.candidate.date, job.study, within_days=job.within_days)
+    if astray is not None:
+        remarks.append(astray)
+    rid, months = key
+    if months not in job.study.subjects[rid]:
         remarks.append(Remark("no row of a table for this visit, hence no score", "add the row"))
     elif all(target == "age" or target.startswith("adas13_m") for target in case.targets):
         remarks.append(Remark("no score of this visit"))
@@ -195,9 +214,14 @@ def _account(row: Row, session: Session, cases: Mapping[tuple[int, int], Case], 
             (row.rid, 0) in cases and row.months in MONTHS and session.facts.get("adas13") == row.facts.get("adas13")
         )
         if "adas13" not in row.facts or not later:
-            report.refuse(row.place, LeftOut("no image of this visit", "add the image, or do without"))
+            remarks.insert(0, Remark("no image of this visit", "add the image, or do without"))
+            report.refuse(row.place, LeftOut(*remarked(remarks)))
             return
         remarks.append(Remark("no image of this visit; its total is a target of the baseline image"))
+    elif not row.needed:
+        remarks.insert(0, Remark("a screening; the baseline visit has all that it says", "nothing"))
+        report.refuse(row.place, LeftOut(*remarked(remarks)))
+        return
     report.add(row.place, USED, *remarked(remarks))
 
 
@@ -209,11 +233,17 @@ def main(
     within_days: Annotated[
         int, typer.Option(min=0, help="How far an image's date may be from its visit's in the tables.")
     ] = 120,
+    fill_nan: Annotated[
+        bool, typer.Option("--fill-nan", help="Replace NaN by the lowest value, in up to 0.1 % of the voxels.")
+    ] = False,
 ) -> None:
     """Turn MRI of the head with cognitive scores into a manifest."""
 
     def run(console: Console) -> Iterable[str]:
-        return prepare(source, out, layout=layout, domain=domain, within_days=within_days, console=console).summary()
+        report = prepare(
+            source, out, layout=layout, domain=domain, within_days=within_days, fill_nan=fill_nan, console=console
+        )
+        return report.summary()
 
     command(run, out)
 

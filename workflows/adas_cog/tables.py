@@ -1,4 +1,4 @@
-"""ADNI-like tables -> one :class:`Row` per line, then one :class:`Session` per subject and visit.
+"""ADNI-like tables -> one :class:`Row` per line; ``sessions.py`` joins them by subject and visit.
 
 A table is read if it has ``RID`` and ``VISCODE2`` or ``VISCODE``, and any of the columns of ``COLUMNS``; case does not
 matter, the first name of a list that is there counts. Items and totals may be in one table (``ADAS_ADNIGO23.csv``,
@@ -7,7 +7,6 @@ with the items counts.
 """
 
 import datetime
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,7 @@ from medmtl.errors import UserError
 from workflows.adas_cog import cells
 from workflows.preparation import LeftOut, Place, Remark, Report, header, read_table
 
-_ROUNDED = 0.5  # how far a total may be from the sum of its items, which are thirds in some tables
+ROUNDED = 0.5  # how far a total may be from the sum of its items, which are thirds in some tables
 COLUMNS: Mapping[str, tuple[str, ...]] = {
     **{name: (f"{name.upper()}SCORE", name.upper()) for name in ITEMS},
     "q13": ("Q13SCORE", "Q13", "Q14"),  # ADNI 1 counts number cancellation as 14
@@ -55,29 +54,28 @@ _READERS: Mapping[str, Callable[[str], str]] = {
 
 @dataclass
 class Row:
-    """A line of a table: what it says of a visit. Empty cells are left out."""
+    """A line of a table: what it says of a visit. Empty cells are left out.
+
+    A screening is of the baseline visit (month 0), and known by its code.
+    """
 
     place: Place
     rid: int
     months: int
     date: datetime.date | None
     facts: Mapping[str, str]
+    screening: str = ""
+    needed: bool = True  # a screening only where the baseline lacks what it says
     remarks: list[Remark] = field(default_factory=list)
+
+    @property
+    def key(self) -> tuple[int, int, str]:
+        """Which visit of whom: no two rows of a table have the same."""
+        return self.rid, self.months, self.screening
 
     @property
     def has_items(self) -> bool:
         return any(name in self.facts for name in ITEMS)
-
-
-@dataclass(frozen=True)
-class Session:
-    """What all tables say of one visit."""
-
-    rid: int
-    months: int
-    facts: Mapping[str, str]
-    dates: tuple[datetime.date, ...]
-    rows: tuple[Row, ...]
 
 
 def case_name(rid: int, months: int) -> str:
@@ -102,19 +100,16 @@ def open_tables(source: Path) -> tuple[list[Path], list[str]]:
     return found, unread
 
 
-def read_sessions(tables: Sequence[Path], report: Report) -> dict[tuple[int, int], Session]:
-    """Every visit by (RID, months); rows that cannot be used are in the report."""
+def read_rows(tables: Sequence[Path], report: Report) -> tuple[list[Row], dict[str, int]]:
+    """Rows that can be used, and what folders may be named by: RID and PTID -> RID, of refused rows too."""
     rows: list[Row] = []
+    names: dict[str, int] = {}
     for path in tables:
-        rows += _alone(_read(path, report), report)
-    rows = _one_split(rows, report)
-    visits: dict[tuple[int, int], list[Row]] = defaultdict(list)
-    for row in rows:
-        visits[row.rid, row.months].append(row)
-    return {key: _session(key, sorted(found, key=lambda row: not row.has_items)) for key, found in visits.items()}
+        rows += _alone(_read(path, report, names), report)
+    return rows, names
 
 
-def _read(path: Path, report: Report) -> list[Row]:
+def _read(path: Path, report: Report, names: dict[str, int]) -> list[Row]:
     rows = []
     for line, raw in read_table(path, ()):
         upper = {name.upper(): cell for name, cell in raw.items()}
@@ -122,9 +117,12 @@ def _read(path: Path, report: Report) -> list[Row]:
         try:
             rid = _rid(upper)
             place = Place(path.name, line, subject_name(rid))
-            months = _months(upper)
+            ptid = upper.get("PTID", "")
+            names |= {str(rid): rid} | ({} if ptid.lower() in cells.MISSING else {ptid.upper(): rid})
+            months, screening = _visit(upper)
             place = Place(path.name, line, case_name(rid, months))
-            rows.append(Row(place, rid, months, _first_date(upper), _facts(upper)))
+            date, remarks = _date(upper)
+            rows.append(Row(place, rid, months, date, _facts(upper), screening, remarks=remarks))
         except (UserError, LeftOut) as problem:
             report.refuse(place, problem)
     return rows
@@ -137,18 +135,23 @@ def _rid(row: Mapping[str, str]) -> int:
     return int(cell)
 
 
-def _months(row: Mapping[str, str]) -> int:
+def _visit(row: Mapping[str, str]) -> tuple[int, str]:
+    """Months since the baseline, and the code of a screening."""
     code = next((row[name] for name in _VISIT if row.get(name)), "")
     if code.lower() in cells.SCREENING:
-        raise LeftOut("a screening visit; the baseline visit counts")
+        return 0, code.lower()
     months = cells.months_of(code)
     if months is None:
         raise LeftOut(f"visit code {code!r} names no month", "write bl, m06, m12, ... in VISCODE2")
-    return months
+    return months, ""
 
 
-def _first_date(row: Mapping[str, str]) -> datetime.date | None:
-    return next((found for name in _DATE if (found := cells.date(row.get(name, "")))), None)
+def _date(row: Mapping[str, str]) -> tuple[datetime.date | None, list[Remark]]:
+    given = [cell for name in _DATE if (cell := row.get(name, "")).lower() not in cells.MISSING]
+    found = next((date for cell in given if (date := cells.date(cell))), None)
+    if given and not found:
+        return None, [Remark("its date cannot be read", "write it as 2006-03-02")]
+    return found, []
 
 
 def _facts(row: Mapping[str, str]) -> dict[str, str]:
@@ -168,7 +171,7 @@ def _facts(row: Mapping[str, str]) -> dict[str, str]:
         raise UserError("E-PREP-SPLIT", f"split {facts['split']!r}", f"write one of {', '.join(SPLITS)}, or nothing")
     if all(name in facts for name in ITEMS):
         total = sum(float(facts[name]) for name in ITEMS)
-        if abs(total - float(facts.get("adas13", total))) > _ROUNDED:
+        if abs(total - float(facts.get("adas13", total))) > ROUNDED:
             raise UserError(
                 "E-PREP-TOTAL",
                 f"the total is {facts['adas13']}, the 13 items add up to {total:g}",
@@ -179,24 +182,18 @@ def _facts(row: Mapping[str, str]) -> dict[str, str]:
 
 
 def _alone(rows: list[Row], report: Report) -> list[Row]:
-    """Rows of one table, of which no two are one visit, nor have one date; equal ones count once."""
-    kept: dict[tuple[int, int], Row] = {}
-    wrong: set[tuple[int, int]] = set()
-    dates: dict[tuple[int, datetime.date], Row] = {}
+    """Rows of one table, of which no two are one visit; equal ones count once."""
+    kept: dict[tuple[int, int, str], Row] = {}
+    wrong: set[tuple[int, int, str]] = set()
     for row in rows:
-        key = (row.rid, row.months)
-        first = kept.get(key)
-        other = dates.setdefault((row.rid, row.date), row) if row.date else row
-        if first is not None and (first.facts, first.date) == (row.facts, row.date):
+        first = kept.setdefault(row.key, row)
+        if first is row:
+            continue
+        if (first.facts, first.date) == (row.facts, row.date):
             report.refuse(row.place, LeftOut(f"repeats row {first.place.row}"))
-        elif first is not None:
-            report.refuse(row.place, _twice(first.place.row))
-            wrong.add(key)
-        elif other.months != row.months:
-            what = f"the visit has the date of another one, {other.place.case_id} in row {other.place.row}"
-            report.refuse(row.place, UserError("E-PREP-DATE", what, "correct the date or the visit code"))
         else:
-            kept[key] = row
+            report.refuse(row.place, _twice(first.place.row))
+            wrong.add(row.key)
     for key in wrong:  # nobody knows which of them is right
         report.refuse(kept[key].place, _twice(None))
     return [row for key, row in kept.items() if key not in wrong]
@@ -205,26 +202,3 @@ def _alone(rows: list[Row], report: Report) -> list[Row]:
 def _twice(row: int | None) -> UserError:
     which = "a later row" if row is None else f"row {row}"
     return UserError("E-PREP-TWICE", f"{which} says something else of the same visit", "keep one of the rows")
-
-
-def _one_split(rows: list[Row], report: Report) -> list[Row]:
-    """Without the subjects who are in two parts of a split."""
-    parts: dict[int, set[str]] = defaultdict(set)
-    for row in rows:
-        parts[row.rid] |= {row.facts["split"]} if "split" in row.facts else set()
-    for row in rows:
-        if len(parts[row.rid]) > 1:
-            both = " and ".join(sorted(parts[row.rid]))
-            report.refuse(row.place, UserError("E-PREP-SPLIT", f"the subject is in {both}", "put it into one part"))
-    return [row for row in rows if len(parts[row.rid]) <= 1]
-
-
-def _session(key: tuple[int, int], rows: Sequence[Row]) -> Session:
-    facts: dict[str, str] = {}
-    for row in rows:
-        for name, cell in row.facts.items():
-            if name == "adas13" and abs(float(facts.get(name, cell)) - float(cell)) > _ROUNDED:
-                first = rows[0].place.table
-                row.remarks.append(Remark(f"adas13 = {cell} is not used: {first} has {facts[name]} for this visit"))
-            facts.setdefault(name, cell)
-    return Session(*key, facts, tuple(row.date for row in rows if row.date), tuple(rows))

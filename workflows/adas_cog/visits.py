@@ -8,10 +8,12 @@ from medmtl.data.adas_cog import MONTHS
 from medmtl.data.case import Case
 from workflows.adas_cog import cells
 from workflows.adas_cog.images import Folder
-from workflows.adas_cog.tables import SCORES, Session, case_name, subject_name
-from workflows.preparation import LeftOut
+from workflows.adas_cog.sessions import Session, Study
+from workflows.adas_cog.tables import SCORES, case_name, subject_name
+from workflows.preparation import LeftOut, Remark
 
-Sessions = Mapping[tuple[int, int], Session]
+_TIE_DAYS = 7  # two visits that are nearer to one another than this, as an image sees it, are equally near
+_BY_CODE = "name the folder by its visit code (bl, m06, ...)"
 
 
 class Domain(StrEnum):
@@ -22,44 +24,71 @@ class Domain(StrEnum):
     SITE = "site"
 
 
-def known_subjects(sessions: Sessions) -> dict[str, int]:
-    """Names of folders -> RID: the PTID of the tables, and the RID itself."""
-    names = {str(rid): rid for rid, _ in sessions}
-    return names | {s.facts["ptid"].upper(): s.rid for s in sessions.values() if "ptid" in s.facts}
-
-
-def visit_of(folder: Folder, date: datetime.date | None, sessions: Sessions, *, within_days: int) -> int:
+def visit_of(folder: Folder, date: datetime.date | None, study: Study, *, within_days: int) -> int:
     """Months of the visit that an image is of: by the folder's code, else by the nearest date of the subject's visits.
 
-    Raises LeftOut where the subject is in no table, or no visit is near enough.
+    Raises LeftOut where the subject is in no table, where no visit is near enough, or where it is not certain which;
+    what :meth:`Study.visits_of` raises where none of the subject's rows is used.
     """
     if folder.rid is None:
         raise LeftOut(
             "no folder above it names a subject of the tables",
             "name the subject's folder by PTID or RID; folders are numbered in the order of their paths",
         )
+    visits = study.visits_of(folder.rid)
     if folder.months is not None:
         return folder.months
     date = folder.date or date
     if date is None:
         raise LeftOut(f"nothing says which visit {folder.below} is of", "name a folder bl, m06, ..., or by its date")
-    apart = [
-        (abs((day - date).days), months)
-        for (rid, months), session in sessions.items()
-        if rid == folder.rid
-        for day in session.dates
-    ]
-    if not apart or min(apart)[0] > within_days:
-        nearest = f"the nearest is {min(apart)[0]} days away" if apart else "its visits have no dates"
+    return _nearest(date, visits, within_days)
+
+
+def _nearest(date: datetime.date, visits: Mapping[int, Session], within_days: int) -> int:
+    """Months of the visit with the nearest date, where that is certain."""
+    apart = sorted((_apart(date, s.dates.days), months) for months, s in visits.items() if s.dates.days)
+    doubtful = sorted((_apart(date, s.dates.doubtful), months) for months, s in visits.items() if s.dates.doubtful)
+    if doubtful and doubtful[0][0] <= min([within_days, *(days + _TIE_DAYS for days, _ in apart[:1])]):
+        may = " or ".join(f"m{months:02d}" for days, months in doubtful if days <= doubtful[0][0] + _TIE_DAYS)
+        what = f"it may be of {may}, of which the tables give no date that can be trusted"
+        raise LeftOut(what, f"{_BY_CODE}, or correct the visit's date")
+    if not apart or apart[0][0] > within_days:
+        nearest = f"the nearest is {apart[0][0]} days away" if apart else "its visits have no dates"
         raise LeftOut(f"no visit within {within_days} days ({nearest})", "raise --within-days, or name it by its code")
-    return min(apart)[1]
+    if len(apart) > 1 and apart[1][0] - apart[0][0] <= _TIE_DAYS:
+        (days, months), (more, other) = apart[:2]
+        raise LeftOut(f"as near to m{months:02d} as to m{other:02d} ({days} and {more} days)", _BY_CODE)
+    return apart[0][1]
 
 
-def case_of(rid: int, months: int, image: str, seen: Mapping[str, str], sessions: Sessions, domain: Domain) -> Case:
+def _apart(date: datetime.date, days: Iterable[datetime.date]) -> int:
+    return min(abs((day - date).days) for day in days)
+
+
+def contradiction(folder: Folder, date: datetime.date | None, study: Study, *, within_days: int) -> Remark | None:
+    """A remark on an image whose folder says one visit and whose own date another one. The folder counts."""
+    date = folder.date or date
+    visits = study.subjects.get(folder.rid, {}) if folder.rid is not None else {}
+    session = visits.get(folder.months) if folder.months is not None else None
+    if date is None or session is None or not session.dates.days:
+        return None
+    apart = _apart(date, (*session.dates.days, *session.screened))
+    if apart <= within_days:
+        return None
+    others = sorted((_apart(date, s.dates.days), s.months) for s in visits.values() if s.dates.days)
+    nearer = f", {others[0][0]} from m{others[0][1]:02d}'s" if others[0][0] <= within_days else ""
+    return Remark(
+        f"the folder's visit code counts, but its own date is {apart} days from this visit's{nearer}",
+        "check the folder's visit code and the visit's date",
+    )
+
+
+def case_of(rid: int, months: int, image: str, seen: Mapping[str, str], study: Study, domain: Domain) -> Case:
     """The case of an image; ``seen`` is what its headers say. Raises LeftOut where it has no label at all."""
-    session = sessions.get((rid, months))
+    visits = study.visits_of(rid)
+    session = visits.get(months)
     facts = session.facts if session else {}
-    subject = [sessions[key] for key in sorted(sessions) if key[0] == rid]
+    subject = [visits[months] for months in sorted(visits)]
     age = _age(months, session, subject)
     targets = {name: facts[name] for name in SCORES if name in facts}
     if months == 0:
@@ -76,7 +105,7 @@ def case_of(rid: int, months: int, image: str, seen: Mapping[str, str], sessions
         Domain.FIELD: field,
         Domain.SITE: f"site {site}" if site else "",
     }
-    baseline = sessions.get((rid, 0))
+    baseline = visits.get(0)
     meta = {
         "visit": f"m{months:02d}",
         "age": age,
@@ -103,7 +132,7 @@ def _age(months: int, session: Session | None, subject: list[Session]) -> str:
     start = _first(subject, "baseline_age")
     if not start:
         return ""
-    first = next((s.dates[0] for s in subject if s.months == 0 and s.dates), None)
-    dates = session.dates if session else ()
-    years = (dates[0] - first).days / 365.25 if first and dates else months / 12
+    first = next((s.dates.days[0] for s in subject if s.months == 0 and s.dates.days), None)
+    days = session.dates.days if session else ()
+    years = (days[0] - first).days / 365.25 if first and days else months / 12
     return f"{float(start) + years:.1f}"
