@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from medmtl.agreement.pairs import DISTANCE, known_measure
+from medmtl.agreement.pairs import DISTANCE, PAIR_COLUMNS, known_measure
 from medmtl.errors import UserError
 from medmtl.metrics import weighted_nanmean
 from medmtl.stats import bootstrap, percentile_interval
@@ -27,8 +27,9 @@ def agreement_by(
     """``LEVEL_COLUMNS``: the mean of a measure over the pairs of each level, sorted by level.
 
     ``by="annotator"``: the pairs that an annotator is part of, so a pair counts for both. Another name is a trait of
-    the masks (``tool``, ``skill``): the levels are unordered pairs, ``"S1 - S1"``, ``"S1 - S2"``. Who annotated what
-    was rarely drawn at random, so a difference between levels may be one between their images.
+    the masks (``tool``, ``skill``): the levels are unordered pairs, ``"S1 - S1"``, ``"S1 - S2"``; or a column of the
+    table that says something of the image. Who annotated what was rarely drawn at random, so a difference between
+    levels may be one between their images.
 
     Groups are resampled (:mod:`medmtl.stats`); below ``minimum`` groups the interval is omitted with a ``reason``.
     """
@@ -49,6 +50,10 @@ def _levels(pairs: pd.DataFrame, by: str) -> Iterator[tuple[str, pd.DataFrame]]:
     if by == "annotator":
         for name in sorted({*pairs["a"], *pairs["b"]}):
             yield str(name), pairs[(pairs["a"] == name) | (pairs["b"] == name)]
+        return
+    if f"{by}.a" not in pairs.columns and by in set(pairs.columns) - {*PAIR_COLUMNS}:
+        for name, part in pairs.groupby(pairs[by].astype(str), sort=True):
+            yield str(name), part
         return
     if f"{by}.a" not in pairs.columns:
         traits = sorted(column.removesuffix(".a") for column in pairs.columns if column.endswith(".a"))

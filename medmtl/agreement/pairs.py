@@ -124,9 +124,9 @@ def pair_table(images: Iterable[Annotated], *, tolerance: float = 2.0) -> pd.Dat
 def problems(images: Iterable[Annotated]) -> pd.DataFrame:
     """What a reader of an agreement must know: ``image, code, what, remedy``, one row each.
 
-    ``W-AGR-ONE``: one annotator, so there is no pair. ``W-AGR-EMPTY``: nobody marked anything, so every pair agrees by
-    definition. ``W-AGR-MAJORITY``: there are marks, but none that more than half of the annotators share, so the
-    majority is empty.
+    ``W-AGR-ONE``: one annotator, so there is no pair. ``W-AGR-EMPTY``: nobody marked anything, so every pair there is
+    agrees by definition. ``W-AGR-MAJORITY``: there are marks, but none that more than half of the annotators share, so
+    the majority is empty.
     """
     rows = []
     for item in images:
@@ -136,7 +136,8 @@ def problems(images: Iterable[Annotated]) -> pd.DataFrame:
             rows.append((item.image, "W-AGR-ONE", f"only {item.annotators[0]!r} annotated it",
                          "it counts for no agreement; get a second mask, or use it for training alone"))  # fmt: skip
         if not votes.any():
-            rows.append((item.image, "W-AGR-EMPTY", "every mask is empty: agreement 1 by definition",
+            what = "its mask is empty" if count == 1 else "every mask is empty: agreement 1 by definition"
+            rows.append((item.image, "W-AGR-EMPTY", what,
                          "check that there is nothing to mark, or leave the image out"))  # fmt: skip
         elif 2 * votes.max() <= count:
             rows.append((item.image, "W-AGR-MAJORITY", "no pixel is marked by more than half of the annotators",

@@ -187,6 +187,9 @@ def test_what_a_reader_must_know_is_a_row():
     }  # fmt: skip
     assert found["remedy"].str.len().min() > 10
     assert problems(study()[:1]).empty
+    alone = problems([Annotated("i6", (Mask("ann", EMPTY),))])
+    assert alone["code"].tolist() == ["W-AGR-ONE", "W-AGR-EMPTY"]
+    assert "agreement 1" not in " ".join(alone["what"])  # one mask agrees with nobody
 
 
 # -------------------------------------------------------------------------------------------------------- bad input
@@ -428,6 +431,9 @@ def test_agreement_by_annotator_and_by_tool_are_means_over_their_pairs():
     assert tuple(everything.columns) == LEVEL_COLUMNS
     assert everything.loc[0, "value"] == pytest.approx(table["dice"].mean())
     refuses("E-AGR-TRAIT", lambda: agreement_by(table, "skill"), says="tool")
+    refuses("E-AGR-TRAIT", lambda: agreement_by(table, "dice"), says="tool")
+    sites = agreement_by(table.assign(site=table["group"].str[-1]), "site", resamples=200)
+    assert sites["value"].tolist() == pytest.approx(table.groupby(table["group"].str[-1])["dice"].mean().tolist())
 
 
 @pytest.mark.parametrize("measure", ["dice", "assd"])

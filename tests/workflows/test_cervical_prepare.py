@@ -394,6 +394,25 @@ def test_plain_folder(tmp_path: Path) -> None:
     assert report.count("used") == 2
 
 
+def test_a_mask_that_contradicts_its_acetowhite_flag_is_not_used(tmp_path: Path) -> None:
+    rows = "pictures/1.png,P1,0,masks/1.png,CIN1\npictures/2.png,P2,1,masks/none.png,CIN3\n"
+    rows += "pictures/3.png,P3,0,masks/none.png,normal\npictures/4.png,P4,1,masks/1.png,CIN2\n"
+    rows += "pictures/5.png,P5,,masks/none.png,CIN1\ncopies/5.png,P5,1,,CIN1\n"  # one picture: flag here, mask there
+    source = _plain(tmp_path / "in", rows, "image,patient,acetowhite,mask,cin")
+    write_png(source / "masks/none.png", np.zeros((48, 64), np.uint8))
+    (source / "copies").mkdir()
+    (source / "copies/5.png").write_bytes((source / "pictures/5.png").read_bytes())
+    prepare(source, tmp_path / "out")
+    cases, lines = _cases(tmp_path / "out"), _report(tmp_path / "out")
+    flags = {name: case.targets["acetowhite"] for name, case in cases.items()}
+    assert flags == {"1": "absent", "2": "present", "3": "absent", "4": "present", "pictures_5": "present"}
+    assert [name for name, case in cases.items() if "lesion" in case.targets] == ["3", "4"]
+    assert lines["1"]["reason"] == "a lesion is drawn, yet acetowhite is absent: no mask"
+    for name in ("2", "pictures_5"):
+        assert lines[name]["reason"] == "the lesion mask is empty, yet acetowhite is present: no mask"
+        assert (lines[name]["status"], lines[name]["remedy"]) == ("used", "correct one of the two")
+
+
 def test_images_of_one_name_in_two_folders_stay_apart(tmp_path: Path) -> None:
     source = _plain(tmp_path / "in", "a/x.png,P1,normal\nb/x.png,P2,CIN3\n", "image,patient,cin")
     _photo(source / "a/x.png", seed=20)

@@ -10,8 +10,10 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from medmtl.agreement.levels import agreement_by
 from medmtl.data.case import Case, read_manifest
 from medmtl.errors import NothingUsable, UserError
+from medmtl.evaluation.annotators import read_pairs
 from medmtl.io.raster import read_image, read_mask, write_png
 from workflows.preparation import Report, file_name
 from workflows.skin_lesions import prepare as script
@@ -178,8 +180,8 @@ def test_every_row_of_every_table_is_accounted_for(tmp_path: Path) -> None:
         ("imapp/pairwise_iaa.csv", 3): ("left out", "consensus"),
         ("imapp/pairwise_iaa.csv", 6): ("left out", "the same annotator twice"),
         ("imapp/pairwise_iaa.csv", 9): ("error", "Dice '1.8'"),
-        ("imapp/pairwise_iaa.csv", 10): ("error", "no image 'ISIC_9'"),
-        ("imapp/annotations.csv", 5): ("error", "no image 'ISIC_9'"),
+        ("imapp/pairwise_iaa.csv", 10): ("error", "no usable image 'ISIC_9'"),
+        ("imapp/annotations.csv", 5): ("error", "no usable image 'ISIC_9'"),
         ("isic16/images.csv", 4): ("used", "E-PREP-SIZE"),
     }
     for key, (status, reason) in expected.items():
@@ -199,6 +201,26 @@ def test_agreement_is_between_different_people(tmp_path: Path) -> None:
     first = _cases_of(tmp_path, "ISIC_1")
     assert (first.meta["tool"], first.meta["skill"]) == ("mixed", "S1")
     assert (first.meta["sex"], first.meta["age"], first.meta["age_band"]) == ("male", "55", "50-59")
+
+
+def test_published_pairs_are_kept_for_the_agreement_by_tool_and_skill(tmp_path: Path) -> None:
+    source = _imapp(tmp_path / "imapp")
+    text = "isic_id,annotator1,annotator2,tool1,tool2,skill1,skill2,dice,hd95_px\n"
+    text += "ISIC_1,A01,A02,T1,T3,S1,S1,0.9,12.5\nISIC_1,A01,ST,T1,ST,S1,ST,0.99,1\nISIC_2,A02,A01,T3,T1,S2,S1,0.6,40\n"
+    text += "ISIC_2,A02,A02,T1,T1,S2,S2,0.9,2\nISIC_9,A01,A02,T1,T1,S1,S1,0.5,3\n"
+    (source / "pairwise_iaa.csv").write_text(text, encoding="utf-8")
+    out = tmp_path / "out"
+    prepare([source, _isic16(tmp_path / "isic16")], out)
+    pairs, problems = read_pairs(out / "pairs.csv", read_manifest(out / "manifest.csv"))
+    assert problems.empty
+    assert list(zip(pairs["image"], pairs["a"], pairs["b"], strict=True)) == [("ISIC_1", "A01", "A02"),
+                                                                             ("ISIC_2", "A01", "A02")]  # fmt: skip
+    assert (pairs["dice"].tolist(), pairs["hd95"].tolist()) == ([0.9, 0.6], [12.5, 40])
+    assert (pairs["skill.a"].tolist(), pairs["skill.b"].tolist()) == (["S1", "S1"], ["S1", "S2"])
+    levels = agreement_by(pairs, "skill").set_index("level")["value"].to_dict()
+    assert levels == {"S1 - S1": 0.9, "S1 - S2": 0.6}
+    prepare([_own(tmp_path / "clinic")], tmp_path / "own")
+    assert not (tmp_path / "own/pairs.csv").exists()
 
 
 def _cases_of(tmp_path: Path, name: str) -> Case:
@@ -223,6 +245,132 @@ def test_an_image_of_two_data_sets_is_one_case(tmp_path: Path, turned: bool) -> 
     assert (joined["status"], joined["reason"]) == ("used", "joined with the image of isic16/images.csv")
     assert cases["ISIC_7"].targets["agreement"] == "0.750000"  # as published: the mask itself does not fit
     assert "lesion.isic16" not in cases["ISIC_7"].targets
+
+
+def _set(folder: Path, images: dict[str, tuple[int, str]], masks: list[tuple[str, str, np.ndarray]]) -> Path:
+    """A user's data set: id -> (seed of its picture, diagnosis), and masks (id, annotator, pixels)."""
+    rows = "".join(f"{name},images/{name}.png,{diagnosis}\n" for name, (_, diagnosis) in images.items())
+    for name, (seed, _) in images.items():
+        _photo(folder / f"images/{name}.png", seed)
+    (folder / "images.csv").write_text("image_id,file,diagnosis\n" + rows, encoding="utf-8")
+    lines = ""
+    for number, (name, who, mask) in enumerate(masks):
+        write_png(folder / f"masks/{number}.png", mask)
+        lines += f"{name},{who},masks/{number}.png\n"
+    (folder / "masks.csv").write_text("image_id,annotator,mask\n" + lines, encoding="utf-8")
+    return folder
+
+
+LEFT, RIGHT, AWAY = _box(5, 15, 10, 20), _box(5, 15, 15, 25), _box(20, 28, 30, 38)  # Dice of the first two: 0.5
+
+
+def test_own_folders_unite_the_masks_of_a_picture_that_both_hold(tmp_path: Path) -> None:
+    first = _set(tmp_path / "setA", {"two": (1, "benign")}, [("two", "ann", LEFT), ("two", "bo", RIGHT)])
+    second = _set(tmp_path / "setB", {"two": (1, "")}, [("two", "dee", RIGHT)])
+    # The same pixels in other bytes are the same picture.
+    Image.open(second / "images/two.png").save(second / "images/two.png", compress_level=1)
+    assert (first / "images/two.png").read_bytes() != (second / "images/two.png").read_bytes()
+    prepare([first, second], tmp_path / "out")
+    (case,) = _cases(tmp_path / "out").values()
+    columns = {"lesion.setA_ann", "lesion.setA_bo", "lesion.setB_dee"}
+    assert {name for name in case.targets if name.startswith("lesion.")} == columns
+    assert (case.meta["annotator_pairs"], case.meta["mask_annotators"]) == ("3", "3")
+    assert float(case.targets["agreement"]) == pytest.approx((0.5 + 0.5 + 1) / 3, abs=1e-6)
+    shared = read_mask(tmp_path / "out" / case.targets["lesion_consensus"])
+    np.testing.assert_array_equal(shared, _box(5, 15, 15, 25, value=1))  # of three; of two it would be half as wide
+    lines = _lines(tmp_path / "out")
+    assert {line["status"] for line in lines.values()} == {"used"}
+    assert lines["setB/images.csv", 2]["reason"] == "joined with the image of setA/images.csv"
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_another_picture_under_the_same_id_is_an_error_and_so_are_its_masks(tmp_path: Path, turned: bool) -> None:
+    sources = [
+        _set(tmp_path / "setA", {"one": (1, "benign"), "x": (2, "benign")}, [("one", "ann", LEFT)]),
+        _set(tmp_path / "setC", {"one": (3, "malignant")}, [("one", "eve", AWAY), ("one", "bo", AWAY)]),
+    ]
+    _photo(sources[1] / "images/one.png", 3, (60, 30))
+    sources += [_set(tmp_path / "setD", {"One": (4, "malignant")}, [("One", "dee", AWAY)])]  # of one size, other pixels
+    kept = "setC" if turned else "setA"
+    prepare(sources[1::-1] + sources[2:] if turned else sources, tmp_path / "out")
+    cases, lines = _cases(tmp_path / "out"), _lines(tmp_path / "out")
+    refused = {name for name in ("setA", "setC", "setD") if name != kept}
+    for name in refused:
+        line = lines[f"{name}/images.csv", 2]
+        assert (line["status"], "E-PREP-PICTURE" in line["reason"]) == ("error", True)
+        assert f"than that of {kept}/images.csv" in line["reason"] and "another id" in line["remedy"]
+        masks = [line for (table, _), line in lines.items() if table == f"{name}/masks.csv"]
+        assert masks and all(line["status"] == "error" and line["remedy"] for line in masks)
+    case = cases["one"]
+    assert (case.targets["diagnosis"], case.domain) == ("malignant" if turned else "benign", kept)
+    assert not any(f"lesion.{name}_" in column for name in refused for column in case.targets)
+    assert read_image(tmp_path / "out" / case.image, channels=3).shape[2] == (60 if turned else 40)
+    assert case.group != cases["x"].group
+
+
+def test_a_person_counts_once_for_a_picture_in_two_folders(tmp_path: Path) -> None:
+    first = _set(tmp_path / "setA", {"i": (1, "benign"), "j": (2, "benign")}, [("i", "ann", LEFT), ("j", "ann", LEFT)])
+    second = _set(tmp_path / "setB", {"i": (1, "benign"), "j": (2, "malignant")},
+                  [("i", "ann", RIGHT), ("j", "ann", LEFT)])  # fmt: skip
+    prepare([first, second], tmp_path / "out")
+    cases, lines = _cases(tmp_path / "out"), _lines(tmp_path / "out")
+    assert all("agreement" not in case.targets and case.meta["mask_annotators"] == "1" for case in cases.values())
+    other, equal = lines["setB/masks.csv", 2], lines["setB/masks.csv", 3]
+    assert other["reason"] == "a second mask by annotator 'ann', other than that of setA/masks.csv"
+    assert (other["status"], other["remedy"]) == ("left out", "keep one; another person needs another annotator id")
+    assert (equal["status"], "equal to that of setA/masks.csv" in equal["reason"]) == ("left out", True)
+    assert "diagnosis" not in cases["j"].targets
+    assert "the data sets differ" in lines["setA/images.csv", 3]["reason"]
+
+
+def test_columns_of_two_folders_never_overwrite_each_other(tmp_path: Path) -> None:
+    first = _set(tmp_path / "a_b", {"i": (1, "benign")}, [("i", "c", LEFT)])
+    second = _set(tmp_path / "a", {"i": (1, "benign")}, [("i", "b_c", AWAY)])
+    prepare([first, second], tmp_path / "out")
+    case, lines = _cases(tmp_path / "out")["i"], _lines(tmp_path / "out")
+    np.testing.assert_array_equal(read_mask(tmp_path / "out" / case.targets["lesion.a_b_c"]), LEFT > 0)
+    assert "is that of a_b/masks.csv" in lines["a/masks.csv", 2]["reason"] and lines["a/masks.csv", 2]["remedy"]
+    _set(tmp_path / "more/A B", {"i": (5, "benign")}, [])  # its images would be written over those of a_b
+    with pytest.raises(UserError, match="two data sets are called"):
+        prepare([first, tmp_path / "more/A B"], tmp_path / "out")
+
+
+def test_an_own_folder_beside_the_archive(tmp_path: Path) -> None:
+    """The archive's two sizes of an image are one picture; a mask stands on the pixels that it was drawn on."""
+    archive = [_imapp(tmp_path / "imapp"), _isic16(tmp_path / "isic16")]
+    own = _set(tmp_path / "own", {"ISIC_1": (0, ""), "ISIC_2": (9, "")},
+               [("ISIC_1", who, LEFT[:20, :20]) for who in ("ann", "bo")] + [("ISIC_2", "ann", LEFT)])  # fmt: skip
+    Image.open(archive[0] / "images/ISIC_1.jpg").save(own / "images/ISIC_1.png")
+    prepare([own, *archive], tmp_path / "out")
+    cases, lines = _cases(tmp_path / "out"), _lines(tmp_path / "out")
+    first = cases["ISIC_1"]
+    assert {name for name in first.targets if name.startswith("lesion.")} == {"lesion.own_ann", "lesion.own_bo"}
+    assert (first.targets["diagnosis"], first.meta["upstream_split"]) == ("malignant", "train")
+    said = lines["isic16/images.csv", 2]
+    assert (
+        "its mask is not used: drawn on other pixels than those of own/images.csv" in said["reason"] and said["remedy"]
+    )
+    assert "E-PREP-PICTURE" in lines["own/images.csv", 3]["reason"]  # not the archive's picture, though given first
+    assert "lesion.isic16" in cases["ISIC_2"].targets and "lesion.own_ann" not in cases["ISIC_2"].targets
+
+
+def test_what_a_reader_of_an_agreement_must_know_is_said_with_its_remedy(tmp_path: Path) -> None:
+    nothing = np.zeros_like(LEFT)
+    masks = [("none", "ann", nothing), ("none", "bo", nothing), ("alone", "ann", LEFT), ("apart", "ann", LEFT)]
+    source = _set(tmp_path / "s", dict.fromkeys(("none", "alone", "apart", "bare"), (1, "benign")),
+                  [*masks, ("apart", "bo", AWAY)])  # fmt: skip
+    prepare([source], tmp_path / "out")
+    lines = _lines(tmp_path / "out")
+    expected = {
+        ("s/images.csv", 2): "every mask is empty: agreement 1 by definition (W-AGR-EMPTY)",
+        ("s/images.csv", 3): "no agreement: only 's_ann' annotated it (W-AGR-ONE)",
+        ("s/images.csv", 4): "no consensus: no pixel is marked by more than half of the annotators (W-AGR-MAJORITY)",
+        ("s/images.csv", 5): "no agreement: no pair of different annotators",
+        ("s/masks.csv", 2): "an empty mask",
+        ("s/masks.csv", 3): "an empty mask",
+    }
+    assert {key: line["reason"] for key, line in lines.items() if line["reason"]} == expected
+    assert all(lines[key]["status"] == "used" and len(lines[key]["remedy"]) > 20 for key in expected)
 
 
 def test_groups_are_patients_lesions_and_equal_images(tmp_path: Path) -> None:

@@ -119,11 +119,21 @@ def _read(data: Source, place: Place, row: dict[str, str], out: Path, *, max_sid
         targets["acetowhite"] = ACETOWHITE[status != "empty"]
         if "lesion" not in masks:
             remarks.append(Remark(f"no lesion mask: the curves are {status}", "close the curves"))
-    if "lesion" in masks and targets.get("acetowhite") == ACETOWHITE[0] and masks["lesion"].any():
-        del masks["lesion"]
-        remarks.append(Remark("a lesion is drawn, yet acetowhite is absent: no mask", "correct one of the two"))
     meta = dict(picture.meta) | ({"mask_status": status} if status else {}) | measures(image.path)
-    return _Ready(replace(picture, targets=targets, meta=meta, remarks=tuple(remarks)), image, masks)
+    return _consistent(_Ready(replace(picture, targets=targets, meta=meta, remarks=tuple(remarks)), image, masks))
+
+
+def _consistent(one: _Ready) -> _Ready:
+    """The picture without a lesion mask that says the contrary of its acetowhite flag."""
+    if "lesion" not in one.masks or not (flag := one.picture.targets.get("acetowhite")):
+        return one
+    drawn = bool(one.masks["lesion"].any())
+    if flag == ACETOWHITE[drawn]:
+        return one
+    what = "a lesion is drawn" if drawn else "the lesion mask is empty"
+    remark = Remark(f"{what}, yet acetowhite is {flag}: no mask", "correct one of the two")
+    masks = {name: mask for name, mask in one.masks.items() if name != "lesion"}
+    return replace(one, picture=replace(one.picture, remarks=(*one.picture.remarks, remark)), masks=masks)
 
 
 def _drawn(picture: Picture, image: Placed) -> tuple[dict[str, np.ndarray], str]:
@@ -174,7 +184,7 @@ def _merged(alike: Sequence[_Ready]) -> _Ready:
             remarks.append(Remark(f"no {name}: the same image is filed with {', '.join(sorted(given))}"))
         elif given:
             targets[name] = given.pop()
-    return replace(kept, picture=replace(kept.picture, targets=targets, remarks=tuple(remarks)))
+    return _consistent(replace(kept, picture=replace(kept.picture, targets=targets, remarks=tuple(remarks))))
 
 
 def _case(kept: _Ready, out: Path) -> Case:

@@ -1,21 +1,22 @@
 """How far annotators agree on an image, and the check of that code against DermXDB's published pairs."""
 
 import csv
-from collections.abc import Collection
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from medmtl.agreement.masks import Annotated, Mask
-from medmtl.agreement.pairs import image_agreement, pair_scores, pair_table
+from medmtl.agreement.pairs import image_agreement, pair_scores, pair_table, problems
 from medmtl.errors import UserError
 from medmtl.files import atomic_path
 from medmtl.io.raster import read_mask
-from workflows.preparation import LeftOut, Place, Report, file_inside, read_table
-from workflows.skin_lesions.sources import CONSENSUS, Pair, unit
+from workflows.preparation import LeftOut, Place, Remark, Report, file_inside, read_table
+from workflows.skin_lesions.sources import CONSENSUS, Pair, no_image, unit
 
 ROUNDED = 0.0001  # DermXDB publishes four decimals
+_LACKING = {"W-AGR-ONE": "no agreement: ", "W-AGR-MAJORITY": "no consensus: "}
 
 
 @dataclass(frozen=True)
@@ -26,22 +27,43 @@ class Agreement:
     pairs: int
 
 
-def of_masks(image: str, masks: dict[str, np.ndarray]) -> Agreement | None:
+def of_masks(image: str, masks: Mapping[str, np.ndarray]) -> Agreement | None:
     """The agreement of one mask per annotator, bool [H, W] of one shape; None for fewer than two."""
     if len(masks) < 2:
         return None
-    drawn = Annotated(image, tuple(Mask(annotator, pixels) for annotator, pixels in masks.items()))
-    row = image_agreement(pair_table([drawn])).iloc[0]
+    row = image_agreement(pair_table([_annotated(image, masks)])).iloc[0]
     return Agreement(float(row["agreement"]), int(row["pairs"]))
 
 
-def of_pairs(pairs: list[Pair], images: Collection[str], report: Report) -> dict[str, Agreement]:
-    """The agreement of every image in a table of pairs; each of its rows is accounted for.
+def remarks(image: str, masks: Mapping[str, np.ndarray], agreement: Agreement | None) -> Iterator[Remark]:
+    """What the row of an image must say of its masks and its agreement, wherever that is from."""
+    if not masks and agreement is None:
+        yield Remark(
+            "no agreement: no pair of different annotators",
+            "give masks of two people or more, or use it for the other labels alone",
+        )
+    found = problems([_annotated(image, masks)] if masks else [])
+    for code, what, remedy in found[["code", "what", "remedy"]].itertuples(index=False):
+        if code != "W-AGR-ONE" or agreement is None:  # a published agreement needs no mask
+            yield Remark(f"{_LACKING.get(code, '')}{what} ({code})", remedy)
+
+
+def _annotated(image: str, masks: Mapping[str, np.ndarray]) -> Annotated:
+    return Annotated(image, tuple(Mask(annotator, pixels) for annotator, pixels in masks.items()))
+
+
+def of_pairs(pairs: Sequence[Pair]) -> Agreement | None:
+    """The agreement of one image whose pairs are published; None without any."""
+    return Agreement(float(np.mean([unit(pair.dice) for pair in pairs])), len(pairs)) if pairs else None
+
+
+def usable(pairs: Sequence[Pair], images: Container[str], report: Report) -> dict[str, list[Pair]]:
+    """The pairs of every image that say how far people agree; each row of their table is accounted for.
 
     Pairs with a consensus mask, and of an annotator with himself, say nothing about how people differ; nor do those of
     an image that is not among ``images``.
     """
-    values: dict[str, list[float]] = {}
+    found: dict[str, list[Pair]] = {}
     for pair in pairs:
         try:
             if CONSENSUS & set(pair.annotators):
@@ -49,13 +71,26 @@ def of_pairs(pairs: list[Pair], images: Collection[str], report: Report) -> dict
             if len(set(pair.annotators)) == 1:
                 raise LeftOut("the same annotator twice: no agreement between people")
             if pair.image_id not in images:
-                raise UserError("E-PREP-IMAGE", f"no image {pair.image_id!r}", "restore its row of images.csv")
-            value = unit(pair.dice)
-            values.setdefault(pair.image_id, []).append(value)
+                raise no_image(pair.image_id)
+            unit(pair.dice)
+            found.setdefault(pair.image_id, []).append(pair)
             report.add(pair.place, "used")
         except (LeftOut, UserError) as problem:
             report.refuse(pair.place, problem)
-    return {image: Agreement(float(np.mean(given)), len(given)) for image, given in values.items()}
+    return found
+
+
+def write_pairs(path: Path, pairs: Mapping[str, Sequence[Pair]]) -> None:
+    """Write the published pairs of cases as ``medmtl agreement --pairs`` reads them; distances are in pixels."""
+    given = {column for found in pairs.values() for pair in found for column in pair.more}
+    columns = ["image", "a", "b", "dice", "unit", *sorted(given)]
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        for case, found in sorted(pairs.items()):
+            for pair in found:
+                first, second = pair.annotators
+                writer.writerow({"image": case, "a": first, "b": second, "dice": pair.dice, "unit": "px"} | pair.more)
 
 
 @dataclass(frozen=True)

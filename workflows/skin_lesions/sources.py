@@ -18,7 +18,7 @@ from pathlib import Path
 
 from medmtl.data.case import SPLITS
 from medmtl.errors import UserError
-from workflows.preparation import Place, Remark, Row, file_inside, header, read_table
+from workflows.preparation import Place, Remark, Row, file_inside, file_name, header, read_table
 
 DIAGNOSES = ("benign", "malignant")
 CONSENSUS = frozenset({"ST", "MV"})  # IMA++: STAPLE and majority vote
@@ -30,6 +30,12 @@ _META = {  # meta column: the columns of the tables that hold it
     "quality": ("curator_group",),
     "biopsied": ("biopsed",),
     "upstream_split": ("isic2017_split",),
+}
+_PAIRED = {  # column of a table of pairs: that of IMA++
+    "jaccard": "jaccard",
+    "hd95": "hd95_px",
+    "assd": "assd_px",
+    **{f"{name}.{side}": f"{name}{number}" for name in ("tool", "skill") for side, number in (("a", 1), ("b", 2))},
 }
 
 
@@ -58,12 +64,21 @@ class Shot:
 
 @dataclass(frozen=True)
 class MaskRow:
-    """One mask by one annotator."""
+    """One mask by one annotator.
+
+    A published data set has its own people; ``q1`` in two of your folders is one person, whatever they are called.
+    """
 
     place: Place
     image_id: str
-    annotator: str
+    annotator: str  # with the data set, as the column is called
+    person: str
     path: str  # as the table gives it, relative to the data set
+
+    @property
+    def own(self) -> bool:
+        """Whether the row is the image's, too."""
+        return self.place.table.endswith("images.csv")
 
 
 @dataclass(frozen=True)
@@ -74,6 +89,7 @@ class Pair:
     image_id: str
     annotators: tuple[str, str]
     dice: str
+    more: Row  # further columns of ``pairs.csv``, as `medmtl agreement --pairs` reads it
 
 
 @dataclass(frozen=True)
@@ -120,8 +136,8 @@ def data_sets(sources: list[Path]) -> list[tuple[Path, Layout]]:
                 where=source.name,
             )
         found += known
-    names = [folder.name for folder, _ in dict.fromkeys(found)]
-    twice = next((name for name in names if names.count(name) > 1), None)
+    names = [file_name(folder.name).casefold() for folder, _ in dict.fromkeys(found)]  # where their images are written
+    twice = next((folder.name for folder, _ in found if names.count(file_name(folder.name).casefold()) > 1), None)
     if twice is not None:
         raise UserError("E-PREP-SOURCE", f"two data sets are called {twice!r}", "rename one of the folders")
     return list(dict.fromkeys(found))
@@ -142,12 +158,16 @@ def open_data_set(folder: Path, layout: Layout) -> DataSet:
 
 def _masks(folder: Path, layout: Layout, images: list[tuple[Place, Row]]) -> Iterator[MaskRow]:
     if layout is Layout.ISIC16:  # the image's own row is the mask's, too
-        yield from (MaskRow(place, place.case_id, "isic16", row["mask"]) for place, row in images if row["mask"])
+        yield from (
+            MaskRow(place, place.case_id, "isic16", "isic16", row["mask"]) for place, row in images if row["mask"]
+        )
     elif layout is not Layout.ISIC17:
         prefix = "pad" if layout is Layout.PAD else folder.name
         for number, row in read_table(folder / "masks.csv", {"image_id", "annotator", "mask"}):
             place = Place(f"{folder.name}/masks.csv", number, row["image_id"])
-            yield MaskRow(place, row["image_id"], f"{prefix}_{row['annotator']}", row["mask"])
+            annotator = file_name(f"{prefix}_{row['annotator']}")
+            person = annotator if layout is Layout.PAD else row["annotator"]
+            yield MaskRow(place, row["image_id"], annotator, person, row["mask"])
 
 
 def _pairs(folder: Path) -> list[Pair]:
@@ -158,6 +178,7 @@ def _pairs(folder: Path) -> list[Pair]:
             row["isic_id"],
             (row["annotator1"], row["annotator2"]),
             row["dice"],
+            {name: row[column] for name, column in _PAIRED.items() if row.get(column)},
         )
         for number, row in rows
     ]
@@ -203,6 +224,11 @@ def _diagnosis(row: Row) -> tuple[str, tuple[Remark, ...]]:
         return cell, ()
     what = f"no diagnosis: {cell!r} is neither benign nor malignant" if cell else "no diagnosis"
     return "", (Remark(what),)
+
+
+def no_image(name: str) -> UserError:
+    """What a row of another table meets where its image is not there, or not usable."""
+    return UserError("E-PREP-IMAGE", f"no usable image {name!r}", "restore its row, or see the report of images.csv")
 
 
 def unit(cell: str) -> float:
