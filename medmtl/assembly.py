@@ -159,7 +159,10 @@ def freeze_unreached(model: MultiTaskModel, spec: ModelSpec) -> int:
 def validation_metrics(
     model: nn.Module, prepared: Prepared, dataset: CaseDataset, device: torch.device, *, limit: int | None = None
 ) -> dict[str, float]:
-    """``<task>.<metric>`` on (the first ``limit`` cases of) validation, one view, shared out over the ranks."""
+    """``<task>.<metric>`` on (the first ``limit`` cases of) validation, one view, shared out over the ranks.
+
+    In the precision of training: bf16 is much cheaper on a GPU, and what is kept is measured again in fp32.
+    """
     study = prepared.study
     predictor = Predictor(model, prepared.spec, device=device, precision=study.fit.precision, views="identity")
     mine = range(dist.rank(), min(len(dataset), limit or len(dataset)), dist.world())

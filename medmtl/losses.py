@@ -93,13 +93,14 @@ def mass(labelled_B: Tensor, weights_B: Tensor | None = None) -> Tensor:
 
 
 def masked_mean(
-    per_sample_B: Tensor, labelled_B: Tensor, total: Tensor, world: int, weights_B: Tensor | None = None
+    per_sample_B: Tensor, labelled_B: Tensor, total: Tensor, parts: int, weights_B: Tensor | None = None
 ) -> Tensor:
-    """``sum_i w_i l_i / sum_i w_i`` over the labelled samples of all ranks, given their all-reduced :func:`mass`.
+    """``sum_i w_i l_i / sum_i w_i`` over the labelled samples of a whole step, given their all-reduced :func:`mass`.
 
-    Without weights it is their mean. DDP averages gradients over ranks, hence the factor ``world``. Unlabelled samples
-    contribute an exact zero, so a placeholder cannot change loss or gradient by a bit.
+    Without weights it is their mean. A step has ``parts``, ranks times batches, over which gradients are averaged (by
+    DDP, and by the training loop): hence the factor, so that the mean over the parts is that of the step. Unlabelled
+    samples contribute an exact zero, so a placeholder cannot change loss or gradient by a bit.
     """
     weighted = per_sample_B if weights_B is None else per_sample_B * weights_B
     divisor = total.where(total > 0, 1).to(weighted.dtype)  # no clamp at 1: weights may add up to less
-    return (torch.where(labelled_B, weighted, 0.0).sum() * world / divisor).to(per_sample_B.dtype)
+    return (torch.where(labelled_B, weighted, 0.0).sum() * parts / divisor).to(per_sample_B.dtype)

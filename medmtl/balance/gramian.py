@@ -41,9 +41,13 @@ def cosines(gramian: Tensor) -> Tensor:
 class Gramian(Balancer):
     """sum_t w_t(G) L_t with weights from a TorchJD weighting, held constant in the backward pass.
 
-    A weighting that averages (UPGrad, MGDA, CAGrad, Aligned-MTL) is multiplied by the number of present tasks, and all
-    by ``gain``, so that without conflict all balancers are on the scale of :class:`~medmtl.balance.static.Fixed`.
+    A weighting that averages (UPGrad, MGDA, CAGrad, Aligned-MTL) is multiplied by the number of tasks it weighs, and
+    all by ``gain``, so that without conflict all balancers are on the scale of :class:`~medmtl.balance.static.Fixed`.
     Rank 0's weights count: some weightings are random (PCGrad's order of tasks).
+
+    Where a step accumulates several batches, each is balanced by itself: weights are not linear in the gradients. A
+    task without a gradient (no label in this batch, though in another of the step) has no direction to weigh: it is
+    left out and keeps the weight 1. MGDA would take it for the shortest vector and stop all others.
 
     Weights depend on the directions and the relative lengths of the gradients, so G is divided by its mean diagonal:
     CAGrad's solver takes a short gradient for none and would stop all training. Where there is no gradient, or one that
@@ -59,13 +63,11 @@ class Gramian(Balancer):
         J_TP = jacobian(losses, shared)
         G = J_TP @ J_TP.T
         self.last = G
-        index = present.nonzero()[:, 0]
-        length = G.diagonal()[index].mean()  # NaN without a present task
+        index = (present & (G.diagonal() > 0)).nonzero()[:, 0]
+        length = G.diagonal()[index].mean()  # NaN without a task to weigh
         if not (torch.isfinite(G).all() and length > 0):
             return losses.sum()
-        weights = torch.zeros_like(
-            losses
-        )  # an absent task keeps weight 0 but stays in the graph: DDP waits for its head
+        weights = present.to(losses)  # an absent task has weight 0 but stays in the graph: DDP waits for its head
         scale = self.gain * (len(index) if self.averages else 1)
         weights[index] = self.weighting(G[index][:, index] / length).to(losses) * scale
         return dist.from_rank_0(weights.detach()) @ losses
@@ -75,7 +77,9 @@ class NonNegativeProjector(DualConeProjector):
     """Projection onto the dual cone by non-negative least squares (scipy), free of quadprog's GPL.
 
     min_v v^T G v subject to v >= u. With G = A^T A and v = u + w: min_{w >= 0} |A w + A u|^2. G is divided by its trace
-    and regularised by ``epsilon``, as TorchJD's own projector does.
+    and regularised by ``epsilon``, as TorchJD's own projector does. A = (L + epsilon)^1/2 V^T of G = V L V^T, with
+    eigenvalues that rounding made negative taken for 0: gradients that are nearly parallel, or more tasks than
+    parameters, have such, and a Cholesky factor would not exist.
     """
 
     def __init__(self, epsilon: float = 1e-4) -> None:
@@ -85,7 +89,8 @@ class NonNegativeProjector(DualConeProjector):
         gramian = G.detach().double().cpu().numpy()
         trace = float(np.trace(gramian))
         normalised = gramian / trace if trace > 0 else np.zeros_like(gramian)
-        A = scipy.linalg.cholesky(normalised + self.epsilon * np.eye(len(gramian)), lower=False)
+        values, V = scipy.linalg.eigh(normalised)
+        A = np.sqrt(values.clip(min=0) + self.epsilon)[:, None] * V.T
         rows = U.detach().double().cpu().numpy().reshape(-1, len(gramian))
         solved = [u + scipy.optimize.nnls(A, -A @ u)[0] for u in rows]
         return torch.as_tensor(np.stack(solved)).reshape(U.shape).to(U)

@@ -25,10 +25,11 @@ from medmtl.data.batch import Batch
 from medmtl.data.sampler import EpochOrder
 from medmtl.engine import checkpoint
 from medmtl.engine.callbacks import Callback
-from medmtl.engine.objective import Losses, Objective
+from medmtl.engine.divergence import diverged, watched
+from medmtl.engine.objective import Losses, Objective, step_means
 from medmtl.engine.optim import OptimConfig, set_rate
 from medmtl.engine.progress import Progress
-from medmtl.errors import EnvironmentFailure, TrainingInterrupted, UserError
+from medmtl.errors import EnvironmentFailure, TrainingInterrupted
 from medmtl.seeds import counted
 from medmtl.signals import signals
 
@@ -38,7 +39,8 @@ log = logging.getLogger(__name__)
 class FitConfig(Config):
     """How training runs: precision, model selection, early stopping, and what is watched."""
 
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16"] = "fp32"  # of training and of validation within it. What is kept is measured,
+    # frozen and evaluated in fp32, as it predicts
     device: str = "auto"  # auto, cpu, cuda
     threads: int | None = Field(
         None, ge=1
@@ -151,7 +153,11 @@ class Trainer:
         return self.loader
 
     def step(self, group: list[Batch]) -> Losses:
-        """One optimizer step over ``accumulate`` batches; skipped when the gradient is not finite."""
+        """One optimizer step over ``accumulate`` batches; skipped when the gradient is not finite.
+
+        The batches make the step of one that holds them all: labels are counted over all of them first. Only batch
+        statistics and balancers on gradients see each by itself.
+        """
         p, total = self.progress, self.optim.epochs * self.steps_per_epoch
         self.rate = set_rate(self.optimizer, self.optim.rate(p.step / total))
         self.objective.model.advance(p.step / total)
@@ -159,7 +165,7 @@ class Trainer:
             counted("step", self.seed, p.step, dist.rank())
         )  # dropout: counted, so nothing can disturb it
         observe = self.config.observe_every > 0 and p.step % self.config.observe_every == 0
-        present = torch.zeros(len(self.objective.tasks), dtype=torch.bool, device=self.device)
+        labels = self.objective.labels(group)
         parts: list[Losses] = []
         statistics = [buffer.clone() for buffer in self._statistics]
         for i, batch in enumerate(group):
@@ -171,11 +177,10 @@ class Trainer:
             )
             with unsynced:
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-                    parts.append(self.wrapped(batch, observe=observe and last))
+                    parts.append(self.wrapped(batch, observe=observe and last, labels=labels))
                 (parts[-1].scalar / len(group)).backward()
-            present |= parts[-1].present
-        losses = _mean(parts)
-        self.objective.forget_absent(present)
+        losses = step_means(parts)
+        self.objective.forget_absent(losses.present)
         parameters = [q for q in self.objective.parameters() if q.grad is not None]
         norm = nn.utils.clip_grad_norm_(parameters, self.optim.clip_norm or float("inf"))
         if torch.isfinite(norm):
@@ -204,13 +209,11 @@ class Trainer:
         )
         if p.bad_steps >= self.config.stop_after_bad_steps:
             ids = [case for batch in group for case in batch.case_ids][:8]
-            raise UserError(
-                "E-FIT-NAN",
+            what = (
                 f"{p.bad_steps} steps in a row had a gradient that is not finite (task "
-                f"{', '.join(names) or 'unknown'}; last cases {', '.join(ids)})",
-                "lower optim.learning_rate, set fit.precision: fp32, or check these cases; the last checkpoint is good",
-                where=f"epoch {p.epoch}, step {p.step}",
+                f"{', '.join(names) or 'unknown'}; last cases {', '.join(ids)})"
             )
+            raise diverged(what, p, self.optim, self.config.precision)
 
     def _account(self, losses: Losses, batches: int) -> None:
         p = self.progress
@@ -231,15 +234,16 @@ class Trainer:
         self.callback.step(p.step, {"loss": total, "learning_rate": self.rate, **record, **self._conflicts(losses)})
 
     def _conflicts(self, losses: Losses) -> dict[str, float]:
-        """Cosines between the gradients of tasks that had labels."""
+        """Cosines between the gradients of tasks that had labels in the step's last batch."""
         if losses.gramian is None:
             return {}
         matrix, names = cosines(losses.gramian), list(self.objective.tasks)
+        known = losses.gramian.diagonal() > 0
         return {
             f"cosine.{names[i]}.{names[j]}": float(matrix[i, j])
             for i in range(len(names))
             for j in range(i)
-            if losses.present[i] and losses.present[j]
+            if known[i] and known[j]
         }
 
     def _end_epoch(self, seconds: float) -> None:
@@ -256,7 +260,7 @@ class Trainer:
         }
         improved = False
         if (p.epoch + 1) % self.config.validate_every == 0 or p.epoch + 1 == self.optim.epochs:
-            validated = self.validate(self.model)
+            validated = self._validated()
             metrics |= {f"val.{name}": value for name, value in validated.items()}
             improved = self._select(validated)
         epoch = p.epoch
@@ -267,6 +271,16 @@ class Trainer:
         self.callback.epoch(epoch, p.step, metrics)
         self.waited_s = self.stepped_s = 0.0
         self.save(best=improved)
+
+    def _validated(self) -> Mapping[str, float]:
+        """Validation's metrics. A model may diverge in too few steps to be stopped by them, and then has none."""
+        with watched(self.model) as bad:
+            validated = self.validate(self.model)
+        names = sorted(set().union(*dist.gather(bad)))
+        if names:
+            what = f"the model's outputs on validation are not finite: training has diverged (task {', '.join(names)})"
+            raise diverged(what, self.progress, self.optim, self.config.precision)
+        return validated
 
     def _select(self, validated: Mapping[str, float]) -> bool:
         """Whether this validation's model is to be kept: the best so far, or the last."""
@@ -320,13 +334,3 @@ class Trainer:
             raise failure or EnvironmentFailure(
                 "E-DISK", "rank 0 could not write a checkpoint", "free space and run again"
             )
-
-
-def _mean(parts: list[Losses]) -> Losses:
-    """The losses of the batches of one step: of each task, over the batches that have labels of it."""
-    present_NT = torch.stack([part.present for part in parts])
-    mean = torch.stack([part.losses for part in parts]).sum(0) / present_NT.sum(0).clamp(min=1)
-    scalar = torch.stack([part.scalar.detach() for part in parts]).mean()
-    known = [part.penalties for part in parts if part.penalties is not None]
-    penalties = torch.stack(known).mean(0) if known else None
-    return Losses(scalar, mean, present_NT.any(0), parts[-1].gramian, penalties)

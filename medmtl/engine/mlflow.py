@@ -114,8 +114,13 @@ class Tracker(Callback):
             self._flush()
 
     def epoch(self, epoch: int, step: int, metrics: Mapping[str, float]) -> None:
-        """Send an epoch's metrics, and everything queued before them."""
-        new = {name: value for name, value in {"epoch": epoch, **metrics}.items() if not self._known(name, step)}
+        """Send an epoch's metrics, and everything queued before them.
+
+        The epoch's mean losses go by ``epoch.loss`` and ``epoch.train.<task>.loss``: ``loss`` and
+        ``train.<task>.loss`` are each step's, and one curve of both would be a saw.
+        """
+        named = {"epoch": epoch, **{_of_epoch(name): value for name, value in metrics.items()}}
+        new = {name: value for name, value in named.items() if not self._known(name, step)}
         self._queue(step, new)
         self._flush()
 
@@ -133,9 +138,10 @@ class Tracker(Callback):
             self._send([*waiting, {"kind": "status", "value": status}])
             if len(self._spool):
                 log.warning(
-                    "%d rows for MLflow are kept in %s; send them with `medmtl mlflow sync`",
+                    "%d rows for MLflow are kept in %s; send them with `medmtl sync %s`",
                     len(self._spool),
                     self._spool.path,
+                    self.folder,
                 )
 
     def log_metrics(self, metrics: Mapping[str, float], *, step: int = 0) -> None:
@@ -280,6 +286,11 @@ class Tracker(Callback):
                 self._warned = True
         else:
             self._pause_s = 30.0
+
+
+def _of_epoch(name: str) -> str:
+    """The name of an epoch's mean where a step's value has one like it."""
+    return f"epoch.{name}" if name == "loss" or name.startswith("train.") else name
 
 
 def sync_folder(folder: Path, config: TrackingConfig) -> int:

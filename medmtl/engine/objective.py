@@ -17,12 +17,19 @@ from medmtl.tasks.emphasis import Emphasis
 from medmtl.tasks.penalties import AnyPenalty, State
 
 
+class Labels(NamedTuple):
+    """What the batches of one step hold together, on all ranks."""
+
+    totals: Tensor  # [T], the mass of each task's labels
+    batches: int  # on each rank
+
+
 class Losses(NamedTuple):
-    """What a step yields. ``losses`` and ``present`` follow the order of the tasks, ``penalties`` that of theirs."""
+    """What a batch yields. ``losses`` and ``present`` follow the order of the tasks, ``penalties`` that of theirs."""
 
     scalar: Tensor  # []
-    losses: Tensor  # [T], detached; unweighted; the mean over ranks is the global masked mean
-    present: Tensor  # bool [T], whether any rank has a label
+    losses: Tensor  # [T], detached; unweighted; the mean over ranks and the step's batches is the step's masked mean
+    present: Tensor  # bool [T], whether any batch of the step on any rank has a label
     gramian: Tensor | None  # [T, T] of all tasks' gradients on the shared parameters, when asked for
     penalties: Tensor | None = None  # [Q], detached; unweighted; the mean over ranks is the global value
 
@@ -30,9 +37,11 @@ class Losses(NamedTuple):
 class Objective(nn.Module):
     """The multi-task loss of a batch with partial labels.
 
-    A task's loss is the mean over every labelled sample on every rank, weighted where the task weighs its cases. Tasks
-    marked ``auxiliary`` keep their fixed weight outside the balancer: an adversary conflicts by design and a
-    conflict-removing balancer would disarm it. So do ``penalties``, which need no label.
+    A task's loss is the mean over every labelled sample of a step, on every rank and in every batch that it accumulates
+    (a batch without a label of a task is not one whose loss is zero), weighted where the task weighs its cases. Outputs
+    may be of half precision, nothing after them is. Tasks marked ``auxiliary`` keep their fixed weight outside the
+    balancer: an adversary conflicts by design and a conflict-removing balancer would disarm it. So do ``penalties``,
+    which need no label.
 
     An ``emphasis`` multiplies the tasks' weights, or, where groups of patients have one of their own, each sample's
     loss: its group's weight of the task. The losses that are reported have neither.
@@ -65,28 +74,30 @@ class Objective(nn.Module):
         self._main = [i for i, task in enumerate(tasks.values()) if not task.auxiliary]
         self._auxiliary = [i for i, task in enumerate(tasks.values()) if task.auxiliary]
 
-    def forward(self, batch: Batch, observe: bool = False) -> Losses:
-        """``observe`` also computes the Gramian of all tasks, at the price of one backward pass each."""
+    def labels(self, group: Sequence[Batch]) -> Labels:
+        """Count the labels of a step's batches, before the first of them is used."""
+        return Labels(dist.total(torch.stack([self._masses(batch) for batch in group]).sum(0)), len(group))
+
+    def forward(self, batch: Batch, observe: bool = False, labels: Labels | None = None) -> Losses:
+        """``labels`` are those of the whole step, None where it has this batch alone.
+
+        ``observe`` also computes the Gramian of all tasks, at the price of one backward pass each.
+        """
+        labels = self.labels([batch]) if labels is None else labels
         outputs, deepest = self._run(batch)
-        labelled = [batch.labelled[task.target or name] for name, task in self.tasks.items()]
-        weights = [None if task.weigh is None else batch.weights[task.weigh] for task in self.tasks.values()]
-        totals = dist.total(torch.stack([mass(*pair) for pair in zip(labelled, weights, strict=True)]))
+        with torch.autocast(batch.image.device.type, enabled=False):  # a Gramian of 8 bits misleads its solvers
+            return self._balanced(batch, outputs, deepest, labels, observe)
+
+    def _balanced(
+        self, batch: Batch, outputs: Mapping[str, Tensor], deepest: Tensor, labels: Labels, observe: bool
+    ) -> Losses:
         each = [
             task.loss(outputs[name].float(), batch.targets[task.target or name]) for name, task in self.tasks.items()
         ]
-        masks = list(zip(labelled, totals, weights, strict=True))
-
-        def means(per_sample: list[Tensor]) -> Tensor:
-            return torch.stack(
-                [
-                    masked_mean(loss, mask, total, dist.world(), weight)
-                    for loss, (mask, total, weight) in zip(per_sample, masks, strict=True)
-                ]
-            )
-
-        losses = means(each)
-        present = totals > 0
-        weighted = (means(self._emphasised(each, batch)) if self._by_group else losses) * self.weights
+        losses = self._means(each, batch, labels)
+        weighted = self._means(self._emphasised(each, batch), batch, labels) if self._by_group else losses
+        weighted = weighted * self.weights
+        present = labels.totals > 0
         shared = self.model.shared(self.scope)
         gramian = None
         if observe:
@@ -100,6 +111,27 @@ class Objective(nn.Module):
             weight = [penalty.weight for penalty in self.penalties]
             scalar = scalar + (penalties * penalties.new_tensor(weight)).sum().to(scalar.dtype)
         return Losses(scalar, losses.detach(), present, gramian, penalties.detach())
+
+    def _masks(self, batch: Batch) -> list[tuple[Tensor, Tensor | None]]:
+        """Which samples each task has a label of, and their weights where it weighs its cases."""
+        return [
+            (batch.labelled[task.target or name], None if task.weigh is None else batch.weights[task.weigh])
+            for name, task in self.tasks.items()
+        ]
+
+    def _masses(self, batch: Batch) -> Tensor:
+        """[T], on this rank."""
+        return torch.stack([mass(*mask) for mask in self._masks(batch)])
+
+    def _means(self, each: list[Tensor], batch: Batch, labels: Labels) -> Tensor:
+        """This batch's share in the step's masked means, [T]."""
+        parts = dist.world() * labels.batches
+        return torch.stack(
+            [
+                masked_mean(loss, mask, total, parts, weights)
+                for loss, total, (mask, weights) in zip(each, labels.totals, self._masks(batch), strict=True)
+            ]
+        )
 
     def _emphasised(self, each: list[Tensor], batch: Batch) -> list[Tensor]:
         """Every sample's loss times what its group makes of the task."""
@@ -124,14 +156,13 @@ class Objective(nn.Module):
         """[Q], in full precision; one that teaches nothing has no graph."""
         if not self.penalties:
             return deepest.new_zeros(0)
-        with torch.autocast(deepest.device.type, enabled=False):
-            state = State(
-                self.tasks,
-                dict(self.model.heads.items()),
-                {name: _full(output) for name, output in outputs.items()},
-                _full(deepest).flatten(2).mean(-1),
-            )
-            values = [penalty.value(state) for penalty in self.penalties]
+        state = State(
+            self.tasks,
+            dict(self.model.heads.items()),
+            {name: _full(output) for name, output in outputs.items()},
+            _full(deepest).flatten(2).mean(-1),
+        )
+        values = [penalty.value(state) for penalty in self.penalties]
         return torch.stack([v if p.weight else v.detach() for v, p in zip(values, self.penalties, strict=True)])
 
     def forget_absent(self, present: Tensor) -> None:
@@ -144,6 +175,15 @@ class Objective(nn.Module):
             if not is_present and name not in self._taught:
                 for parameter in self.model.heads[name].parameters():
                     parameter.grad = None
+
+
+def step_means(parts: Sequence[Losses]) -> Losses:
+    """The losses of a step from those of its batches; the Gramian is that of the last."""
+    scalar = torch.stack([part.scalar.detach() for part in parts]).mean()
+    mean = torch.stack([part.losses for part in parts]).mean(0)
+    known = [part.penalties for part in parts if part.penalties is not None]
+    penalties = torch.stack(known).mean(0) if known else None
+    return Losses(scalar, mean, parts[-1].present, parts[-1].gramian, penalties)
 
 
 def _full(tensor: Tensor) -> Tensor:

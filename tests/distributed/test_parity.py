@@ -21,6 +21,7 @@ from laws import BALANCERS, MIXED, SCORE, WEIGHED, balancer, batch, informed, ob
 from medmtl import distributed as dist
 from medmtl.bundle import load_bundle
 from medmtl.config import validate
+from medmtl.data.batch import Batch
 from medmtl.data.sampler import EpochOrder
 from medmtl.data.synthetic.mitosis import write_mitosis_study
 from medmtl.engine import checkpoint
@@ -54,13 +55,14 @@ LABELS = {
     "disjoint": {"grade": [0, 2, 4, 6], "size": [1, 3, 5, 7], "mask": [0, 1], "domain": [1, 2, 3]},
     "absent": {"grade": [0, 2, 4], "size": [], "mask": [5, 7], "domain": []},
 }  # rank r has the samples r, r + 2, ...: with "disjoint", grade lives on rank 0 alone and size on rank 1
+UNEVEN = ("disjoint", "absent")  # of the batches of one step
 CASES = {
     f"{kind}-{labels}-{accumulate}": (kind, labels, accumulate)
     for kind in BALANCERS
-    for labels, accumulate in (("everywhere", 1), ("disjoint", 1), ("disjoint", 2), ("absent", 1))
+    for labels, accumulate in (("everywhere", 1), ("disjoint", 1), ("disjoint", 2), ("absent", 1), ("uneven", 2))
 } | {
     f"fixed-weighed-{labels}-{accumulate}": ("fixed", labels, accumulate, WEIGHED)
-    for labels, accumulate in (("everywhere", 1), ("disjoint", 2), ("absent", 1))
+    for labels, accumulate in (("everywhere", 1), ("disjoint", 2), ("absent", 1), ("uneven", 2))
 }
 ITEMS = {
     "everywhere": {},
@@ -98,10 +100,22 @@ def _part(batch):
     )
 
 
-def run(kind, labels, accumulate, tasks=MIXED):
+def _together(group):
+    """Several batches as one."""
+
+    def joined(name):
+        return {key: torch.cat([getattr(b, name)[key] for b in group]) for key in getattr(group[0], name)}
+
+    image, domain = (torch.cat([getattr(b, name) for b in group]) for name in ("image", "domain"))
+    ids = tuple(case for b in group for case in b.case_ids)
+    return Batch(image, joined("targets"), joined("labelled"), domain, ids, joined("weights"))
+
+
+def run(kind, labels, accumulate, tasks=MIXED, *, together=False):
     """Parameters, buffers and losses after some steps of the real training loop, in double precision.
 
-    A score has covariates, groups with an emphasis of their own, and penalties.
+    A score has covariates, groups with an emphasis of their own, and penalties. ``together`` makes one batch of those
+    that would be accumulated.
     """
     score = tasks is SCORE
     main = sum(not task.auxiliary for task in tasks.values())
@@ -116,8 +130,14 @@ def run(kind, labels, accumulate, tasks=MIXED):
         optimizer=optimizer,
         average=average(whole.model, 0.5),
         loader=None,
-        order=EpochOrder(STEPS * SAMPLES * accumulate, SAMPLES, seed=0, rank=dist.rank(), world=dist.world()),
-        optim=OptimConfig(epochs=1, warmup=0, accumulate=accumulate, clip_norm=1.0),
+        order=EpochOrder(
+            STEPS * SAMPLES * accumulate,
+            SAMPLES * (accumulate if together else 1),
+            seed=0,
+            rank=dist.rank(),
+            world=dist.world(),
+        ),
+        optim=OptimConfig(epochs=1, warmup=0, accumulate=1 if together else accumulate, clip_norm=1.0),
         config=FitConfig(observe_every=2, channels_last=False),
         monitor="grade.auroc",
         higher_is_better=True,
@@ -129,10 +149,13 @@ def run(kind, labels, accumulate, tasks=MIXED):
         identity={},
     )
     for step in range(STEPS):
-        known = (ITEMS if score else LABELS)[labels]
-        group = [batch(tasks, SAMPLES, seed=10 * step + i, **known) for i in range(accumulate)]
+        known = [
+            (ITEMS if score else LABELS)[name] for name in (UNEVEN if labels == "uneven" else [labels] * accumulate)
+        ]
+        group = [batch(tasks, SAMPLES, seed=10 * step + i, **known[i]) for i in range(accumulate)]
+        group = [_together(group)] if together else group
         group = [informed(b, seed=step) if score else b for b in group]
-        trainer._account(trainer.step([_part(b) for b in group]), accumulate)
+        trainer._account(trainer.step([_part(b) for b in group]), len(group))
         if step == 0:
             whole.balancer.end_epoch()  # so that dynamic weights have a history
     whole.balancer.end_epoch()
@@ -201,6 +224,15 @@ def test_two_processes_are_one(two, name):
                 first[key], other, atol=tolerance, rtol=tolerance, equal_nan=True,
                 msg=lambda text, who=who, key=key: f"{who} in {key}: {text}",
             )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["fixed-uneven-2", "uncertainty-uneven-2", "dwa-uneven-2", "fixed-weighed-uneven-2"])
+def test_batches_accumulated_on_two_processes_are_one_batch(two, name):
+    """A task's labels are counted over all batches of a step on all ranks: how they are dealt changes nothing."""
+    found, single = _read(two, name, 0), run(*CASES[name], together=True)
+    assert found.keys() == single.keys()
+    for key, value in single.items():
+        torch.testing.assert_close(found[key], value, atol=1e-6, rtol=1e-6, equal_nan=True, msg=lambda t, k=key: k + t)
 
 
 def test_a_study_trains_alike_on_two_processes(two):

@@ -84,6 +84,21 @@ def test_upgrad_is_the_mean_of_the_projections():
         np.testing.assert_allclose(found, torchjd.numpy(), atol=1e-4)
 
 
+@pytest.mark.parametrize("tasks", [4, 9])
+@pytest.mark.parametrize("rounding", [torch.float32, torch.bfloat16])
+def test_upgrad_bears_gradients_that_are_nearly_parallel(tasks, rounding):
+    """Rounding gives such a Gramian negative eigenvalues, which a Cholesky factor does not have."""
+    for seed in range(10):
+        source = torch.Generator().manual_seed(seed)
+        common, own = (torch.randn(n, 2000, generator=source) for n in (1, tasks))
+        J = common * torch.rand(tasks, 1, generator=source) + 0.02 * own
+        G = (J @ J.T).to(rounding).double()
+        v = NonNegativeProjector()(torch.eye(tasks, dtype=torch.float64) / tasks, G)
+        assert torch.isfinite(v).all() and (v.diagonal() >= 1 / tasks - 1e-12).all() and (v >= 0).all()
+        slack = 1e-3 if rounding == torch.float32 else 2e-2
+        assert (v.sum(0) @ (J @ J.T).double() >= -slack * G.trace()).all()
+
+
 def test_upgrad_is_linear_under_scaling():
     """Scaling the tasks' gradients by c scales the direction linearly in c (Quinton & Rey 2024, definition 3)."""
     weighting = UPGradWeighting(projector=NonNegativeProjector(epsilon=1e-10))

@@ -15,10 +15,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 from matplotlib.figure import Figure
 
 import medmtl
 from medmtl.bundle import ModelSpec, load_bundle, save_bundle
+from medmtl.cli import run
 from medmtl.config import validate
 from medmtl.engine.mlflow import Tracker, TrackingConfig, mlflow, nest, sync_folder
 from medmtl.engine.pyfunc_model import checked
@@ -177,32 +179,63 @@ def test_the_run_ends_as_it_ended(config, tmp_path, error, status):
 def test_a_store_that_fails_midway_is_caught_up_later(config, tmp_path, caplog):
     database = Path(config.uri.removeprefix("sqlite:///"))
     tracker = _open(config, tmp_path / "run")
-    tracker.epoch(0, 1, {"loss": 1.0})
+    tracker.epoch(0, 1, {"dice": 1.0})
     with sqlite3.connect(database) as lock:
         _break(lock)
         for step in range(2, 6):
-            tracker.epoch(step - 1, step, {"loss": float(step)})
+            tracker.epoch(step - 1, step, {"dice": float(step)})
         figure = Figure()
         tracker.log_figure(figure, "late")
-        assert tracker.sync() == 9  # loss and epoch four times, and a file
+        assert tracker.sync() == 9  # dice and epoch four times, and a file
         _mend(lock)
     tracker._retry_at = 0.0
-    tracker.epoch(5, 6, {"loss": 6.0})
+    tracker.epoch(5, 6, {"dice": 6.0})
     assert not (tmp_path / "run" / SPOOL).exists()
-    assert _series(config, tracker.run_id, "loss") == [(step, float(step)) for step in range(1, 7)]
+    assert _series(config, tracker.run_id, "dice") == [(step, float(step)) for step in range(1, 7)]
     assert [file.path for file in _client(config).list_artifacts(tracker.run_id)] == ["figures"]
     assert len([r for r in caplog.records if "cannot be reached" in r.message]) == 1
 
     with sqlite3.connect(database) as lock:  # and one that fails until the end
         _break(lock)
-        tracker.step(7, {"loss": 7.0})
+        tracker.step(7, {"dice": 7.0})
         tracker.finished("FINISHED")
         _mend(lock)
     assert _client(config).get_run(tracker.run_id).info.status == "RUNNING"
     assert sync_folder(tmp_path / "run", config) == 0
     assert sync_folder(tmp_path / "run", config) == 0
     assert _client(config).get_run(tracker.run_id).info.status == "FINISHED"
-    assert _series(config, tracker.run_id, "loss")[-1] == (7, 7.0)
+    assert _series(config, tracker.run_id, "dice")[-1] == (7, 7.0)
+
+
+def test_what_is_spooled_is_sent_by_the_command_that_is_named(config, tmp_path, caplog):
+    folder = tmp_path / "run"
+    tracker = _open(config, folder)
+    with sqlite3.connect(Path(config.uri.removeprefix("sqlite:///"))) as database:
+        _break(database)
+        tracker.finished("FINISHED")
+        _mend(database)
+    (said,) = [record.getMessage() for record in caplog.records if "send them with" in record.message]
+    command = said.partition("`medmtl ")[2].partition("`")[0].split(" ", 1)
+    tree = {"name": "study", "data": {"manifest": "manifest.csv"}, **SPEC, "tracking": config.model_dump()}
+    (folder / "study.yaml").write_text(yaml.safe_dump(tree))
+    assert run(command) == 0
+    assert _client(config).get_run(tracker.run_id).info.status == "FINISHED"
+    assert not (folder / SPOOL).exists()
+
+
+def test_a_steps_loss_and_an_epochs_are_two_curves(config, tmp_path):
+    tracker = _open(config, tmp_path / "run")
+    each = {"loss": 1.0, "train.grade.loss": 2.0}
+    for epoch in range(2):
+        for step in (2 * epoch + 1, 2 * epoch + 2):
+            tracker.step(step, {name: value * step for name, value in each.items()})
+        mean = 2 * epoch + 1.5
+        tracker.epoch(epoch, step, {name: value * mean for name, value in each.items()} | {"val.grade.auroc": 0.5})
+    tracker.finished("FINISHED")
+    for name, value in each.items():
+        assert _series(config, tracker.run_id, name) == [(step, value * step) for step in (1, 2, 3, 4)]
+        assert _series(config, tracker.run_id, f"epoch.{name}") == [(2, value * 1.5), (4, value * 3.5)]
+    assert _series(config, tracker.run_id, "val.grade.auroc") == [(2, 0.5), (4, 0.5)]
 
 
 def _break(database):
