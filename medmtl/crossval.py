@@ -9,10 +9,11 @@ from typing import Any
 from medmtl.config import digest, plain
 from medmtl.errors import UserError
 from medmtl.evaluation.compare import compare_repeats
+from medmtl.evaluation.trivial import ERRORS
 from medmtl.files import write_atomic
 from medmtl.nested import Family, Say, family
 from medmtl.pooling import evaluated, fold_of, pool_runs
-from medmtl.results import Evaluation, aligned, evaluate_run
+from medmtl.results import Evaluation, aligned, evaluate_run, trivial_controls
 from medmtl.runs import RunFolder
 from medmtl.study import Study
 
@@ -105,7 +106,10 @@ def _pool(found: CrossValidation, say: Say) -> None:
         if together is not None and name != ALL:
             sides = [[(one.table, {name: one.tasks[name]})] for one in (alone, together)]
             settings = together.result["bootstrap"]
-            difference = compare_repeats(*sides, resamples=settings["resamples"], level=settings["level"])
+            controls = [trivial_controls(alone.folder)], [trivial_controls(together.folder)]
+            difference = compare_repeats(
+                *sides, resamples=settings["resamples"], level=settings["level"], controls=controls
+            )
             found.comparison[name] = difference["tasks"][name]
 
 
@@ -129,7 +133,7 @@ def _finish(parent: Family, found: CrossValidation, study: Study, say: Say) -> N
 
 def format_table(comparison: Mapping[str, Any]) -> str:
     """Every task's headline: all tasks together, the task alone, their paired difference with its interval."""
-    lines = [_HEADER]
+    lines: list[tuple[str, ...]] = [_HEADER]
     for name, task in comparison.items():
         for metric in task["headline"]:
             cell = task["overall"][metric]
@@ -137,6 +141,10 @@ def format_table(comparison: Mapping[str, Any]) -> str:
             values = [_number(cell[side]) for side in ("b", "a")]
             difference = "-" if cell["difference"] is None else f"{cell['difference']:+.3f}"
             lines.append((name, metric, str(cell["n"]), *values, difference, interval, str(cell["verdict"])))
+            beside = task.get("trivial", {}).get("overall", {}) if metric in ERRORS else {}
+            for control, errors in beside.items():
+                both = (_number(errors[metric][side]) for side in ("b", "a"))
+                lines.append((name, f"{metric} of the {control.replace('_', ' ')}", str(cell["n"]), *both, "", "", ""))
     return aligned(lines)
 
 

@@ -2,39 +2,36 @@
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from medmtl.bundle import ModelSpec
-from medmtl.config import Config, flatten, load, to_yaml
+from medmtl.bundle import Bundle, ModelSpec, load_bundle
+from medmtl.config import flatten, load, to_yaml
 from medmtl.data.split import FoldSplit
 from medmtl.errors import UserError
 from medmtl.evaluation.aggregate import aggregated_tasks
 from medmtl.evaluation.cases import read_cases
 from medmtl.evaluation.compare import Side
 from medmtl.evaluation.folds import FOLD, folded
-from medmtl.evaluation.skill import control_sides
+from medmtl.evaluation.plots import Figure
+from medmtl.evaluation.skill import control_label, control_sides
+from medmtl.evaluation.trivial import TRIVIAL, beside, of_controls, per_unit
 from medmtl.files import write_atomic
-from medmtl.prepared import prepare
-from medmtl.results.comparison import compare_places
+from medmtl.prepared import Prepared, prepare
 from medmtl.results.folder import CASES, CONTROLS, RESULT, SPEC, UNITS, Evaluation, Material, evaluate_cases, to_json
-from medmtl.results.run import thumbnails
+from medmtl.results.gallery import Views, failure_galleries, looked_at, to_show
+from medmtl.results.pooled import FOLDS, FoldSpecs, pooled_tasks
+from medmtl.results.run import VIEWS, predictor_of, thumbnails
 from medmtl.runs import RunFolder
 from medmtl.study import Study
 from medmtl.tasks import AnyTask
 from medmtl.tasks.classification import Classification
 
 Say = Callable[[str], None]
-FOLDS, PER = "folds.yaml", "per-{}"
-
-
-class FoldSpecs(Config):
-    """``folds.yaml`` of a pooled evaluation: what each fold's model is, with the thresholds that it froze."""
-
-    folds: dict[int, ModelSpec]
+PER = "per-{}"
 
 
 @dataclass(frozen=True)
@@ -81,10 +78,11 @@ def fold_of(study: Study) -> FoldSplit:
 
 
 def evaluated(run: RunFolder) -> bool:
-    """Whether the run's evaluation is that of the bundle that it has now."""
+    """Whether the run's evaluation is that of the bundle that it has now, seen through the bundle's own views."""
     if not (run.evaluation / RESULT).is_file() or not (run.evaluation / SPEC).is_file():
         return False
-    return bool(_read_json(run.evaluation / RESULT)["provenance"]["bundle"] == run.read_facts().get("bundle_id"))
+    provenance = _read_json(run.evaluation / RESULT)["provenance"]
+    return VIEWS not in provenance and bool(provenance["bundle"] == run.read_facts().get("bundle_id"))
 
 
 def pool_runs(runs: Sequence[RunFolder], out: Path, *, say: Say = print) -> Evaluation:
@@ -100,17 +98,51 @@ def pool_runs(runs: Sequence[RunFolder], out: Path, *, say: Say = print) -> Eval
     _check_cases(table, {case.case_id for case in prepared.manifest.cases})
     units = _units(out, folds)
     sides = _control_sides(folds)
+    tasks = pooled_tasks({fold.number: fold.spec for fold in folds})
+    shown, unseen = _galleries(folds, prepared, table, tasks)
     material = Material(
         f"{folds[0].study.name}, {len(folds)} folds", {"test": table}, folds[0].spec, folds[0].study.evaluation,
-        _provenance(folds), tasks=pooled_tasks({fold.number: fold.spec for fold in folds}),
+        _provenance(folds), tasks=tasks,
         controls={name: rows for name, (rows, _) in sides.items()}, sides=sides,
-        thumbnail=thumbnails(prepared), notes=_notes(folds, table, units),
+        thumbnail=thumbnails(prepared), figures=shown, notes=[*_notes(folds, table, units), *unseen],
     )  # fmt: skip
     found = evaluate_cases(out, material, say=say)
     result = {**found.result, **({"units": units} if units else {})}
     write_atomic(out / RESULT, to_json(result))
     _seal(out, {fold.number: fold.spec for fold in folds})
     return Evaluation(out, result, found.table, found.tasks)
+
+
+def _galleries(
+    folds: Sequence[Fold], prepared: Prepared, table: pd.DataFrame, tasks: Mapping[str, AnyTask]
+) -> tuple[dict[str, Figure], list[str]]:
+    """The worst cases of all folds, each as the model of its own fold saw it; in words, whose model is gone."""
+    config = folds[0].study.evaluation.failures
+    if config is None or not config.gallery:
+        return {}, []
+    bundles = {fold.number: _bundle(fold) for fold in folds}
+    gone = [str(number) for number, bundle in bundles.items() if bundle is None]
+    worst = to_show(table[~table[FOLD].isin([int(number) for number in gone])], tasks, config)
+    wanted = {case for found in worst.values() for case, _ in found}
+    seen: Views = {}
+    for fold in folds:
+        bundle, mine = bundles[fold.number], wanted & set(fold.test["case_id"])
+        if bundle is None or not mine:
+            continue
+        own = replace(prepared, study=fold.study, spec=fold.spec)
+        dataset = own.dataset(tuple(case for case in prepared.manifest.cases if case.case_id in mine))
+        seen |= looked_at(predictor_of(replace(bundle, spec=fold.spec), fold.study), dataset, worst, mine)
+    said = f"The galleries with saliency leave out the cases of fold {', '.join(gone)}: its bundle is gone."
+    return failure_galleries(worst, seen), [said] if gone else []
+
+
+def _bundle(fold: Fold) -> Bundle | None:
+    """The model that answered a fold's cases; None where its folder has none, or another one, by now."""
+    try:
+        bundle = load_bundle(fold.run.bundle)
+    except UserError:
+        return None
+    return bundle if bundle.id == fold.result["provenance"]["bundle"] else None
 
 
 def _seal(out: Path, specs: Mapping[int, ModelSpec]) -> None:
@@ -181,24 +213,20 @@ def _check_cases(table: pd.DataFrame, cases: set[str]) -> None:
         )
 
 
-def pooled_tasks(specs: Mapping[int, ModelSpec]) -> dict[str, Any]:
-    """The tasks of the whole table, from those of each fold."""
-    names = next(iter(specs.values())).tasks
-    return {name: folded({fold: spec.tasks[name] for fold, spec in specs.items()}) for name in names}
-
-
 def _control_sides(folds: Sequence[Fold]) -> dict[str, Side]:
     """The controls that every fold's evaluation has, each as it was fitted and decided on its own fold."""
-    places = [fold.run.evaluation / CONTROLS for fold in folds]
-    if not all(place.is_file() for place in places):  # evaluated without controls
-        return {}
-    each = []
-    for fold, place in zip(folds, places, strict=True):
-        tables = {str(name): rows for name, rows in read_cases(place).groupby("control", sort=False)}
-        each.append(control_sides(tables, fold.spec.tasks))
+    each = [control_sides(_control_tables(fold), fold.spec.tasks) for fold in folds]
     shared = [name for name in each[0] if all(name in sides for sides in each)]
     return {name: _joined({fold.number: sides[name] for fold, sides in zip(folds, each, strict=True)})
             for name in shared}  # fmt: skip
+
+
+def _control_tables(fold: Fold) -> dict[str, pd.DataFrame]:
+    """Name -> case table of a fold's controls; none of a run that was evaluated without."""
+    place = fold.run.evaluation / CONTROLS
+    if not place.is_file():
+        return {}
+    return {str(name): rows for name, rows in read_cases(place).groupby("control", sort=False)}
 
 
 def _joined(sides: Mapping[int, Side]) -> Side:
@@ -215,7 +243,7 @@ def _units(out: Path, folds: Sequence[Fold]) -> dict[str, Any] | None:
     if not all(fold.result.get("units", {}).get("tasks") for fold in folds):
         return None
     first, study, specs = folds[0].result["units"], folds[0].study, {}
-    tables = []
+    tables, trivial = [], []
     for fold in folds:
         thresholds = fold.result["units"]["thresholds"]
         own: dict[str, AnyTask] = {
@@ -225,13 +253,18 @@ def _units(out: Path, folds: Sequence[Fold]) -> dict[str, Any] | None:
         specs[fold.number] = fold.spec.model_copy(update={"tasks": own})
         rows = read_cases(fold.run.evaluation / UNITS)
         tables.append(rows[rows["split"] == "test"].assign(**{FOLD: fold.number}))
+        constants = per_unit(tables[-1], _control_tables(fold))
+        trivial.append({name: (of_units, own) for name, of_units in constants.items()})
     table = pd.concat(tables, ignore_index=True)
+    sides = {name: _joined({fold.number: each[name] for fold, each in zip(folds, trivial, strict=True)})
+             for name in TRIVIAL if all(name in each for each in trivial)}  # fmt: skip
     images, noun = table.groupby("case_id")["images"].max(), str(first["by"]).removeprefix("meta.")
     folder = out / PER.format(noun)
     material = Material(
         f"{study.name}, {len(folds)} folds, per {noun}", {"test": table}, specs[folds[0].number],
         study.evaluation.model_copy(update={"aggregate": None, "failures": None, "by": ()}),
         _provenance(folds), tasks=pooled_tasks(specs),
+        controls={name: rows for name, (rows, _) in sides.items()}, sides=sides,
         notes=[f"A row is a {noun}: {images.min()} to {images.max()} images (median {images.median():g}), combined by "
                f"{first['how']} and decided by the threshold of its own fold."],
     )  # fmt: skip
@@ -270,7 +303,8 @@ def _notes(folds: Sequence[Fold], table: pd.DataFrame, units: Mapping[str, Any] 
     if units:
         noun = str(units["by"]).removeprefix("meta.")
         firsts = ((name, task, task["headline"][0]) for name, task in units["tasks"].items() if task["headline"])
-        said = "; ".join(f"{name} {metric} {_cell(task['overall'][metric])}" for name, task, metric in firsts)
+        said = "; ".join(f"{name} {metric} {_cell(task['overall'][metric])}{_beside(task, metric)}"
+                         for name, task, metric in firsts)  # fmt: skip
         notes.append(f"Per {noun} ({units['how']}): {said}. More in {PER.format(noun)}/report.html.")
     return notes
 
@@ -281,34 +315,11 @@ def _cell(cell: Mapping[str, Any]) -> str:
     return f"{cell['value']:.3f}" + ("" if cell["low"] is None else f" [{cell['low']:.3f}, {cell['high']:.3f}]")
 
 
-def is_pooled(place: Path) -> bool:
-    """Whether a folder, or its ``evaluation``, is a pooled evaluation."""
-    return (place / FOLDS).is_file() or (place / "evaluation" / FOLDS).is_file()
-
-
-def read_pooled(place: Path) -> Side:
-    """Case table and tasks of a pooled evaluation."""
-    if not is_pooled(place):
-        raise UserError(
-            "E-CMP-FOLDS",
-            "one side is folds that were pooled, this is not",
-            "compare pooled evaluations with each other (`medmtl pool`)",
-            where=str(place),
-        )
-    folder = place if (place / FOLDS).is_file() else place / "evaluation"
-    return read_cases(folder / CASES), pooled_tasks(load(FoldSpecs, folder / FOLDS).folds)
-
-
-def compare_pooled(
-    a: Sequence[Path],
-    b: Sequence[Path],
-    out: Path | None,
-    *,
-    resamples: int = 1000,
-    where: Mapping[str, str] | None = None,
-) -> tuple[Mapping[str, Any], str]:
-    """As :func:`medmtl.results.compare_runs`, of pooled evaluations: each side's cases decided by their own folds."""
-    return compare_places(read_pooled, a, b, out, resamples=resamples, where=where)
+def _beside(task: Mapping[str, Any], metric: str) -> str:
+    """`` (training mean 3.214, training median 3.105)`` after an error."""
+    known = {name: value for name, value in beside(of_controls(task), metric).items() if value is not None}
+    said = ", ".join(f"{control_label(name)} {value:.3f}" for name, value in known.items())
+    return f" ({said})" if said else ""
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from medmtl.bundle import ModelSpec
 from medmtl.data.case import Case, Manifest, read_manifest
+from medmtl.data.check import check_cases
 from medmtl.data.loader import CaseDataset, case_weight, labels
 from medmtl.data.split import Split, check_duplicates, split_cases
 from medmtl.data.target import Target
@@ -33,9 +34,7 @@ class Prepared:
     @property
     def targets(self) -> dict[str, Target]:
         """Target column -> reader; the domain is no column."""
-        return {
-            task.target or name: task.reader() for name, task in self.spec.tasks.items() if not isinstance(task, Domain)
-        }
+        return _readers(self.spec.tasks)
 
     def dataset(self, cases: tuple[Case, ...], *, augment: bool = False) -> CaseDataset:
         """The samples of some cases, augmented for training or plain."""
@@ -57,7 +56,11 @@ class Prepared:
 
 
 def prepare(study: Study) -> Prepared:
-    """Read the manifest, split it, and fit the tasks on the training labels. Nothing of val or test is looked at."""
+    """Read the manifest, split it, and fit the tasks on the training labels.
+
+    Of val and test nothing is looked at but whether it can be read: a bad label, and an image or a mask whose header is
+    bad or of another size, are refused before anything trains, with those of the training part.
+    """
     manifest = read_manifest(Path(study.data.manifest))
     named = _named(study, manifest)
     _check_columns(named, manifest)
@@ -68,6 +71,14 @@ def prepare(study: Study) -> Prepared:
     split = split_cases(manifest, study.data.split, stratify=study.stratify)
     if study.data.check_duplicates:
         check_duplicates(manifest, split)
+    found = [case for part in split.parts().values() for case in part]
+    check_cases(
+        sorted(found, key=lambda case: case.row),
+        _readers(named.tasks),
+        manifest.root,
+        volumes=study.preprocess.volume is not None,
+        name=manifest.name,
+    )
     domains = tuple(sorted({case.domain for case in split.train} - {""}))
     source, init_id = read_source(study.init) if study.init else (None, None)
     tasks = {}
@@ -83,6 +94,10 @@ def prepare(study: Study) -> Prepared:
         preprocess=study.preprocess, encoder=study.encoder, tasks=tasks, covariates=covariates, views=study.views
     )
     return Prepared(study, manifest, split, spec, domains, init_id)
+
+
+def _readers(tasks: Mapping[str, AnyTask]) -> dict[str, Target]:
+    return {task.target or name: task.reader() for name, task in tasks.items() if not isinstance(task, Domain)}
 
 
 def _labelled(name: str, task: AnyTask, cases: tuple[Case, ...]) -> bool:

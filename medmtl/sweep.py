@@ -12,10 +12,13 @@ from pydantic import Field
 from medmtl.bars import bar
 from medmtl.bundle import load_bundle
 from medmtl.config import Config, digest, load, override, read_yaml, validate
+from medmtl.controls.tables import constant_controls
 from medmtl.errors import UserError
 from medmtl.evaluation import plots
 from medmtl.evaluation.plots.sweep import sweep_figure
+from medmtl.evaluation.skill import control_label
 from medmtl.evaluation.summary import evaluate_table
+from medmtl.evaluation.trivial import ERRORS, TRIVIAL, beside, of_controls, trivial_errors
 from medmtl.files import write_atomic
 from medmtl.metrics import describe
 from medmtl.nested import Family, Say, family
@@ -23,7 +26,7 @@ from medmtl.pooling import evaluated
 from medmtl.predictor import Predictor
 from medmtl.prepared import prepare
 from medmtl.process import device_named
-from medmtl.results import RESULT, aligned, evaluate_run
+from medmtl.results import RESULT, aligned, evaluate_run, setting_of
 from medmtl.runs import RunFolder
 from medmtl.study import Study
 
@@ -124,32 +127,40 @@ def _one(parent: Family, entry: Entry, test: bool, say: Say) -> dict[str, Any]:
         }
         for part, result in parts.items()
     }
+    trivial = {
+        part: {
+            name: known for name, task in result["tasks"].items() if (known := task.get("trivial") or of_controls(task))
+        }
+        for part, result in parts.items()
+    }
     bundle = run.read_facts().get("bundle_id")
-    return {"name": entry.name, "set": dict(entry.keys), "run": run.path.name, "bundle": bundle, "metrics": metrics}
+    return {"name": entry.name, "set": dict(entry.keys), "run": run.path.name, "bundle": bundle, "metrics": metrics,
+            "trivial": trivial}  # fmt: skip
 
 
 def validated(run: RunFolder) -> dict[str, Any]:
     """The metrics of a run's bundle on its validation part, with intervals clustered by group; kept in its folder.
 
     Thresholds, and with ``fit.keep: best`` the epoch, were chosen on these cases: they rank settings, and flatter all.
+    ``trivial`` of a task: the errors of the training mean and median on the same cases.
     """
     path, bundle = run.path / VALIDATION, load_bundle(run.bundle)
     if path.is_file():
         known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if known["bundle"] == bundle.id:
+        if known["bundle"] == bundle.id and all("trivial" in task for task in known["tasks"].values()):
             return known
     study = load(Study, run.study)
     prepared = prepare(study)
-    predictor = Predictor.of(bundle, device=device_named(study.fit.device), precision=study.fit.precision)
+    predictor = Predictor.of(bundle, device=device_named(study.fit.device))
     dataset = prepared.dataset(prepared.split.val)
     with bar("predicting val", len(dataset)) as tick:
         table = predictor.table(dataset, batch_size=study.loader.evaluation_batch_size, tick=tick)
     e = study.evaluation
-    result = {
-        "bundle": bundle.id,
-        "split": prepared.split.sha256,
-        **evaluate_table(table, bundle.spec.tasks, resamples=e.resamples, level=e.level),
-    }
+    measured = evaluate_table(table, bundle.spec.tasks, resamples=e.resamples, level=e.level)
+    controls = {name: control.table for name, control in constant_controls(setting_of(prepared)).items()}
+    for name, task in measured["tasks"].items():
+        task["trivial"] = trivial_errors(table[table["task"] == name], bundle.spec.tasks[name], controls)
+    result = {"bundle": bundle.id, "split": prepared.split.sha256, **measured}
     write_atomic(path, json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     return result
 
@@ -164,20 +175,63 @@ def best_entry(tree: Mapping[str, Any]) -> str | None:
 
 
 def format_sweep(tree: Mapping[str, Any]) -> str:
-    """One line for each entry: the first headline metric of every task on validation, and on test where it was read."""
+    """One line for each entry: the first headline metric of every task on validation, and on test where it was read.
+
+    Beside an error, those of the training mean and median on the same cases; below, which entries are no better.
+    """
     columns = list(_columns(tree))
-    lines = [("entry", *(f"{part} {task} {metric}" for part, task, metric in columns), "run")]
+    lines = [("entry", *(name for column in columns for name in _heads(tree, column)), "run")]
     for row in tree["entries"]:
-        cells = [_cell(row["metrics"].get(part, {}).get(task, {}).get(metric)) for part, task, metric in columns]
-        lines.append((row["name"], *cells, row["run"]))
+        lines.append((row["name"], *(text for column in columns for text in _texts(tree, row, column)), row["run"]))
     best = best_entry(tree)
     chosen = f"best {tree['monitor']} on validation: {best}" if best else f"no entry has {tree['monitor']}"
-    return f"{aligned(lines)}\n{chosen}"
+    return "\n".join([aligned(lines), chosen, *_no_better(tree, columns)])
 
 
-def _columns(tree: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+Column = tuple[str, str, str]  # part, task, metric
+
+
+def _known(row: Mapping[str, Any], column: Column) -> dict[str, float | None]:
+    """What the training mean and median of an entry come to in a column."""
+    part, task, metric = column
+    return beside(row.get("trivial", {}).get(part, {}).get(task, {}), metric)
+
+
+def _controls(tree: Mapping[str, Any], column: Column) -> list[str]:
+    return [name for name in TRIVIAL if any(name in _known(row, column) for row in tree["entries"])]
+
+
+def _heads(tree: Mapping[str, Any], column: Column) -> list[str]:
+    return [" ".join(column), *(control_label(name) for name in _controls(tree, column))]
+
+
+def _texts(tree: Mapping[str, Any], row: Mapping[str, Any], column: Column) -> list[str]:
+    part, task, metric = column
+    known = [_known(row, column).get(name) for name in _controls(tree, column)]
+    cell = row["metrics"].get(part, {}).get(task, {}).get(metric)
+    return [_cell(cell), *("-" if value is None else f"{value:.3f}" for value in known)]
+
+
+def _no_better(tree: Mapping[str, Any], columns: Sequence[Column]) -> list[str]:
+    """A line for each error that entries do not bring below the smaller one of the training mean and median."""
+    lines = []
+    for part, task, metric in columns:
+        names = []
+        for row in tree["entries"]:
+            value = row["metrics"].get(part, {}).get(task, {}).get(metric, {}).get("value")
+            known = [other for other in _known(row, (part, task, metric)).values() if other is not None]
+            if metric in ERRORS and value is not None and known and value >= min(known):
+                names.append(row["name"])
+        if names:
+            lines.append(
+                f"{part} {task} {metric}: no better than a constant (training mean or median): {', '.join(names)}"
+            )
+    return lines
+
+
+def _columns(tree: Mapping[str, Any]) -> list[Column]:
     """(part, task, metric): the first headline metric of every task, and the monitored one."""
-    found: dict[tuple[str, str, str], None] = {}
+    found: dict[Column, None] = {}
     task, _, metric = tree["monitor"].partition(".")
     for part in ("val", "test"):
         for row in tree["entries"]:

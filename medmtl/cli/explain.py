@@ -29,9 +29,11 @@ def explain(
     from medmtl.inference.explain import explain as explain_cases
 
     job = ExplainJob(bundle, tuple(sources), out, tuple(task or ()), occlusion, limit, device)
-    done = explain_cases(job, tick=lambda done, total: say(f"{done} of {total}"))
-    for table in done.attention:
+
+    def draw(table: Path) -> list[Path]:
         name = table.name.removesuffix(".csv")
-        save(slice_weights(pd.read_csv(table), title=f"{table.parent.name}: {name}"), table.parent, name)
+        return save(slice_weights(pd.read_csv(table), title=f"{table.parent.name}: {name}"), table.parent, name)
+
+    done = explain_cases(job, tick=lambda done, total: say(f"{done} of {total}"), draw=draw)
     say(f"{done.cases - done.failed} of {done.cases} cases explained: {done.table}")
     return done.exit_code

@@ -50,29 +50,36 @@ def train(
 @app.command()
 def evaluate(
     target: Annotated[Path, typer.Argument(help="A run's folder, or the study's YAML file.")],
-    overrides: Overrides = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="Keys to change, as evaluation.by=[age]; of a run's folder those that it leaves open."),
+    ] = None,
     single_task: Annotated[str | None, typer.Option(help="With a YAML file: the single-task run.")] = None,
     runs: Runs = Path("runs"),
 ) -> None:
     """Evaluate a run on its test cases: case table, metrics with intervals by domain, report."""
     from medmtl.config import load
-    from medmtl.results import evaluate_run
-    from medmtl.study import Study
-
-    settings = load(Study, target, overrides or []).evaluation if target.suffix in (".yaml", ".yml") else None
-    result = evaluate_run(_run_of(target, overrides or [], single_task, runs), evaluation=settings, say=say)
-    say(f"report: {result.report}")
-
-
-def _run_of(target: Path, overrides: list[str], single_task: str | None, runs: Path):  # type: ignore[no-untyped-def]
-    from medmtl.config import load
+    from medmtl.errors import UserError
+    from medmtl.results import evaluate_run, study_of
     from medmtl.runs import RunFolder
     from medmtl.study import Study
 
-    if target.suffix not in (".yaml", ".yml"):
-        return RunFolder(target)
-    study = load(Study, target, overrides)
-    return RunFolder.of(study.alone(single_task) if single_task else study, runs)
+    if target.suffix in (".yaml", ".yml"):
+        study = load(Study, target, overrides or ())
+        study = study.alone(single_task) if single_task else study
+        run = RunFolder.of(study, runs)
+    elif single_task is not None:
+        raise UserError(
+            "E-EVAL-TASK",
+            "--single-task goes with a study's YAML file, this is a run's folder",
+            "give the folder of the single-task run, or the YAML file",
+            where=str(target),
+        )
+    else:
+        run = RunFolder(target)
+        study = study_of(run, overrides or ())
+    result = evaluate_run(run, study=study, say=say)
+    say(f"report: {result.report}")
 
 
 @app.command()
@@ -90,8 +97,8 @@ def compare(
 ) -> None:
     """The difference of two runs on the cases they share, with paired intervals clustered by group."""
     from medmtl.errors import UserError
-    from medmtl.pooling import compare_pooled, is_pooled
     from medmtl.results import compare_runs
+    from medmtl.results.pooled import compare_pooled, is_pooled
 
     sides = [a, *(also_a or [])], [b, *(also_b or [])]
     compared = compare_pooled if any(is_pooled(place) for side in sides for place in side) else compare_runs

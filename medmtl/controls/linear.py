@@ -120,9 +120,10 @@ def _fit(
     """The model with the least mean cost over the inner folds, the first on ties, fitted on all training cases."""
     costs = np.zeros(len(models))
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", ConvergenceWarning
-        )  # the weakest penalties may stop early: the folds judge them
+        # the weakest penalties may stop early: the folds judge them
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        # many classes in few cases: meant to be classes
+        warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)
         for fitted, judged in training.folds():
             if cost is _cross_entropy and len(set(labels[fitted])) < 2:
                 continue

@@ -17,6 +17,7 @@ from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
 from medmtl.config import Config
+from medmtl.data.background import above_background
 from medmtl.errors import UserError
 from medmtl.io.affine import spacing_mm
 from medmtl.io.orient import Turn, is_axes, turn_to
@@ -47,6 +48,9 @@ class RangeIntensity(Config):
     def _ordered(self) -> Self:
         return _checked_order(self, self.low, self.high)
 
+    def levelled(self, image: Tensor) -> Tensor:
+        return image
+
     def limits(self, image: Tensor) -> tuple[float, float]:
         return self.low, self.high
 
@@ -54,8 +58,9 @@ class RangeIntensity(Config):
 class PercentileIntensity(Config):
     """The image's own percentiles become 0 and 1: for MR, whose units mean nothing from one scanner to the next.
 
-    With ``foreground`` they are those of the voxels above the lowest value, so that the share of air does not matter.
-    ``low`` None is the lowest value itself: dim tissue then stays apart from air.
+    With ``foreground`` they are those of the voxels above the background (:mod:`.background`), so that the share of air
+    does not matter. ``low`` None is the background itself: dim tissue then stays apart from air, which becomes 0, and
+    whatever lies below it too.
     """
 
     kind: Literal["percentile"] = "percentile"
@@ -67,7 +72,16 @@ class PercentileIntensity(Config):
     def _ordered(self) -> Self:
         return _checked_order(self, self.low or 0.0, self.high)
 
+    def levelled(self, image: Tensor) -> Tensor:
+        """The image with its background at 0 and nothing below, where the limits depend on it.
+
+        It is subtracted before voxels are resampled: a mean of equal numbers is exactly that number for 0 alone, and
+        what is 1e-8 above the background would be foreground.
+        """
+        return above_background(image) if self.foreground or self.low is None else image
+
     def limits(self, image: Tensor) -> tuple[float, float]:
+        """What becomes 0 and 1 of a levelled image."""
         values = image[image > image.min()] if self.foreground else image.flatten()
         if not values.numel():
             raise UserError("E-IMG-CONSTANT", "every voxel has the same value", "check the image, or drop the case")
@@ -162,6 +176,7 @@ class VolumeGrid(Config):
         """The image as float32 [1, D, H, W] in [0, 1], and its grid."""
         grid = self.place(volume)
         tensor = torch.from_numpy(np.ascontiguousarray(grid.turn.apply(volume.array), dtype=np.float32))[None]
+        tensor = self.intensity.levelled(tensor)
         low, high = self.intensity.limits(tensor)
         for axis, (ratio, n) in enumerate(zip(grid.ratios, grid.shape, strict=True), start=1):
             if ratio != 1.0:

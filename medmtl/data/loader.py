@@ -90,7 +90,7 @@ class CaseDataset(Dataset):  # type: ignore[type-arg]
                 error.code,
                 error.what,
                 error.remedy,
-                where=f"case {case.case_id} (manifest row {case.row}){', ' + error.where if error.where else ''}",
+                where=_named(case, error.where),
             ) from error
         if self.cache == "memory":
             kept = {name: _compact(t) if name == IMAGE else _small(t) for name, t in arrays.items()}
@@ -195,6 +195,12 @@ class CaseDataset(Dataset):  # type: ignore[type-arg]
         covariates = None if self.covariates is None else self.covariates.of(case)
         stratum = -1 if self.strata is None else _place(case.meta.get(self.strata[0]), self.strata[1])
         return Sample(image, {**scalars, **dense}, labelled, domain, case.case_id, weights, covariates, stratum)
+
+
+def _named(case: Case, where: str) -> str:
+    """The place of an error in a case, which a label's reader has named already."""
+    named = f"case {case.case_id} (manifest row {case.row})"
+    return named if where in ("", f"manifest row {case.row}, case {case.case_id}") else f"{named}, {where}"
 
 
 def _place(cell: str | None, names: tuple[str, ...]) -> int:

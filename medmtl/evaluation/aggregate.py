@@ -67,9 +67,12 @@ def aggregated_tasks(tasks: Mapping[str, AnyTask]) -> dict[str, AnyTask]:
 def fitted_attention(
     table: pd.DataFrame, tasks: Mapping[str, AnyTask], config: AggregateConfig
 ) -> dict[str, Attention]:
-    """The learned weights of every binary and ordinal task, from the case table of the *training* part."""
-    learned = {}
-    for name, task in aggregated_tasks(tasks).items():
+    """The learned weights of every binary and ordinal task, from the case table of the *training* part.
+
+    They look at the answers of :func:`aggregated_tasks`, as :func:`aggregate_table` does when it applies them.
+    """
+    learned, known = {}, aggregated_tasks(tasks)
+    for name, task in known.items():
         if not _ordered(task):
             continue
         rows = _of_task(table, name)
@@ -81,7 +84,7 @@ def fitted_attention(
         else:
             assert isinstance(task, Ordinal)
             levels = labels - task.lowest
-        learned[name] = fit_attention(_features(table, rows, tasks), _exceedance(rows, task), members, levels)
+        learned[name] = fit_attention(_features(table, rows, known), _exceedance(rows, task), members, levels)
     return learned
 
 
@@ -218,7 +221,7 @@ def decided(task: AnyTask, decoded: np.ndarray) -> dict[str, Any]:
 
 
 def _features(table: pd.DataFrame, rows: pd.DataFrame, tasks: Mapping[str, AnyTask]) -> np.ndarray:
-    """What attention looks at [N, F]: of each image, the answers to all tasks, one number each, on a common scale."""
+    """What attention looks at [N, F]: of each image, the answers to these tasks, one number each, on a common scale."""
     columns = []
     for name, task in tasks.items():
         mine = table[table["task"] == name].set_index("case_id").reindex(rows["case_id"])

@@ -4,11 +4,11 @@ Ilse, Tomczak and Welling, Attention-based deep multiple instance learning, ICML
 
     a_i ~ exp(w^T (tanh(V f_i) * sigmoid(U f_i))),    P(patient) = sum_i a_i P_i
 
-f_i are the model's own answers about image i (all tasks), not its features: a few dozen patients do not determine a
-thousand weights. It departs from the paper in that the encoder is trained before and for single images, and in that the
-answer is a mean of the images' answers, so that it can do no worse than choose among them. At w = 0, the start and what
-the penalty pulls towards, it is the mean rule. Learned on the training part, whose answers are surer than those of new
-patients; the threshold still comes from validation.
+f_i are the model's own answers about image i (all tasks that are not auxiliary), not its features: a few dozen patients
+do not determine a thousand weights. It departs from the paper in that the encoder is trained before and for single
+images, and in that the answer is a mean of the images' answers, so that it can do no worse than choose among them.
+At w = 0, the start and what the penalty pulls towards, it is the mean rule. Learned on the training part, whose answers
+are surer than those of new patients; the threshold still comes from validation.
 """
 
 from dataclasses import dataclass

@@ -16,6 +16,7 @@ from medmtl.evaluation.summary import (
     undefined_reason,
     usable_rows,
 )
+from medmtl.evaluation.trivial import ERRORS, paired, trivial_errors
 from medmtl.metrics import METRICS, describe
 from medmtl.stats import Array, bootstrap, paired_interval
 from medmtl.tasks.base import Task
@@ -27,6 +28,7 @@ _TOLERANCE = 1e-6  # targets that went through text or float32 differ by less
 
 Side = tuple[pd.DataFrame, Mapping[str, Task]]  # a run's case table, and its tasks with their own thresholds
 Rows = tuple[pd.DataFrame, Task]  # the rows of one task
+Controls = Mapping[str, pd.DataFrame]  # of a run: name -> case table
 
 
 def compare_tables(
@@ -63,18 +65,22 @@ def compare_repeats(
     level: float = 0.95,
     minimum: int = 5,
     domains: bool = True,
+    controls: tuple[Sequence[Controls], Sequence[Controls]] | None = None,
 ) -> dict[str, Any]:
     """As :func:`compare_tables`, each side being several runs (seeds) of one thing: the mean of their metrics.
 
     Every run gets the same resampled groups, so the interval is about the cases; how much the runs of a side differ
-    among themselves is in ``a_runs`` and ``b_runs``, one value per run.
+    among themselves is in ``a_runs`` and ``b_runs``, one value per run. With the ``controls`` of every run, each task
+    has ``trivial``: what the training mean and median come to on these cases, overall and by domain.
     """
     for table, _ in (*a, *b):
         check_table(table)
     settings = {"resamples": resamples, "seed": seed, "level": level, "clusters": "group", "minimum": minimum}
     names = [name for name in a[0][1] if all(name in tasks for _, tasks in (*a, *b))]
     return {
-        "tasks": {name: _task(name, _of_task(name, a), _of_task(name, b), settings, domains) for name in names},
+        "tasks": {
+            name: _task(name, _of_task(name, a), _of_task(name, b), settings, domains, controls) for name in names
+        },
         "bootstrap": settings,
         "runs": {"a": len(a), "b": len(b)},
     }
@@ -84,7 +90,14 @@ def _of_task(name: str, side: Sequence[Side]) -> list[Rows]:
     return [(usable_rows(table[table["task"] == name]), tasks[name]) for table, tasks in side]
 
 
-def _task(name: str, a: list[Rows], b: list[Rows], settings: Mapping[str, Any], each_domain: bool) -> dict[str, Any]:
+def _task(
+    name: str,
+    a: list[Rows],
+    b: list[Rows],
+    settings: Mapping[str, Any],
+    each_domain: bool,
+    controls: tuple[Sequence[Controls], Sequence[Controls]] | None,
+) -> dict[str, Any]:
     shared = sorted(set.intersection(*(set(rows["case_id"]) for rows, _ in (*a, *b))))
     only_a, only_b = (max(len(rows) for rows, _ in side) - len(shared) for side in (a, b))
     first = a[0][0][a[0][0]["case_id"].isin(shared)].reset_index(drop=True)
@@ -93,6 +106,14 @@ def _task(name: str, a: list[Rows], b: list[Rows], settings: Mapping[str, Any], 
     tasks = [task for _, task in (*a, *b)]
     overall = _differences(aligned, tasks, len(a), settings)
     domains = [by_domain(rows) if each_domain else {} for rows in aligned]
+    parts = {domain: [of[domain] for of in domains] for domain in domains[0]}
+    trivial = {}
+    if controls is not None:
+        known = [*controls[0], *controls[1]]
+        trivial = {"trivial": {
+            "overall": _trivial(aligned, tasks, known, len(a)),
+            "domains": {domain: _trivial(tables, tasks, known, len(a)) for domain, tables in parts.items()},
+        }}  # fmt: skip
     return {
         "headline": [metric for metric in tasks[0].headline if metric in overall],
         "n": len(shared),
@@ -100,10 +121,16 @@ def _task(name: str, a: list[Rows], b: list[Rows], settings: Mapping[str, Any], 
         "only_b": only_b,
         "groups": int(first["group"].astype(str).nunique()),
         "overall": overall,
-        "domains": {
-            domain: _differences([parts[domain] for parts in domains], tasks, len(a), settings) for domain in domains[0]
-        },
+        "domains": {domain: _differences(tables, tasks, len(a), settings) for domain, tables in parts.items()},
+        **trivial,
     }
+
+
+def _trivial(
+    tables: Sequence[pd.DataFrame], tasks: Sequence[Task], controls: Sequence[Controls], count_a: int
+) -> dict[str, Any]:
+    errors = [trivial_errors(*run) for run in zip(tables, tasks, controls, strict=True)]
+    return paired((errors[:count_a], errors[count_a:]))
 
 
 def _aligned(name: str, rows: pd.DataFrame, first: pd.DataFrame) -> pd.DataFrame:
@@ -223,13 +250,28 @@ def format_comparison(
 
 
 def _rows(name: str, task: Mapping[str, Any], headline_only: bool) -> list[tuple[str, ...]]:
-    shown = {"all": task["overall"], **task["domains"]}
+    shown, trivial = {"all": task["overall"], **task["domains"]}, task.get("trivial", {"overall": {}, "domains": {}})
+    beside = {"all": trivial["overall"], **trivial["domains"]}
+    rows: list[tuple[str, ...]] = []
+    for domain, cells in shown.items():
+        for metric, cell in cells.items():
+            if metric in task["headline"] or not headline_only:
+                head = (name, domain, str(cell["n"]), describe(metric).label)
+                rows.append((*head, _text(cell["a"]), _text(cell["b"]), _text(cell["difference"], sign=True),
+                             _interval(cell), _verdict_text(cell)))  # fmt: skip
+                rows += _trivial_rows(head, beside.get(domain, {}), metric)
+    return rows
+
+
+def _trivial_rows(head: tuple[str, ...], beside: Mapping[str, Any], metric: str) -> list[tuple[str, ...]]:
+    """Below an error, those of the training mean and median of each side on the same cases."""
+    if metric not in ERRORS:
+        return []
     return [
-        (name, domain, str(cell["n"]), describe(metric).label, _text(cell["a"]), _text(cell["b"]),
-         _text(cell["difference"], sign=True), _interval(cell), _verdict_text(cell))
-        for domain, cells in shown.items()
-        for metric, cell in cells.items()
-        if metric in task["headline"] or not headline_only
+        (*head[:3], f"{head[3]} of the {control.replace('_', ' ')}", _text(values[metric]["a"]),
+         _text(values[metric]["b"]), "", "", "")
+        for control, values in beside.items()
+        if metric in values
     ]  # fmt: skip
 
 

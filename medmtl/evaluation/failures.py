@@ -83,7 +83,10 @@ def failure_analysis(
                 where="evaluation.failures.columns",
             )
         named = [f"meta.{name}" for name in config.columns]
-    strata = [stratify(table, column, minimum=config.minimum, groups=GROUPS) for column in ("domain", *named)]
+    asked = config.columns is not None
+    strata = [
+        stratify(table, column, minimum=config.minimum, groups=GROUPS, named=asked) for column in ("domain", *named)
+    ]
     found = [
         _task(name, usable_rows(table[table["task"] == name]), task, strata, config, seed, level)
         for name, task in tasks.items()

@@ -67,13 +67,36 @@ def galleries(table: pd.DataFrame, tasks: Mapping[str, AnyTask], thumbnail: Thum
 
 
 def worst_cases(rows: pd.DataFrame, task: AnyTask, count: int) -> list[tuple[str, str]]:
-    """(case id, caption) of the ``count`` largest errors among the labelled rows of one task."""
+    """(case id, caption) of ``count`` of the largest errors among the labelled rows of one task, the largest first.
+
+    One image of each group before a second of any, and of masks no more than half of empty truth while there are
+    others: every stray pixel on an empty mask is a Dice of 0, and such cases would be all there is to see.
+    """
     rows = rows[rows["target"].notna() & rows["prediction"].notna()]
     if rows.empty:
         return []
-    ranked = rows.assign(error=error_size(rows, task)).sort_values(["error", "case_id"], ascending=[False, True])
-    worst = ranked[ranked["error"].notna()].head(count).to_dict("records")
+    empty = (rows["target"] == 0).to_numpy() if isinstance(task, Segmentation) else np.zeros(len(rows), dtype=bool)
+    ranked = rows.assign(error=error_size(rows, task), empty=empty)
+    ranked = ranked[ranked["error"].notna()].sort_values(
+        ["error", "empty", "case_id"], ascending=[False, True, True], ignore_index=True
+    )
+    worst = ranked.loc[_shown(ranked, count)].to_dict("records")
     return [(row["case_id"], f"{row['case_id']}\n{_caption(row, task)}") for row in worst]
+
+
+def _shown(ranked: pd.DataFrame, count: int) -> list[int]:
+    """Places of the cases to show, in their order."""
+    taken: list[int] = []
+    groups, empty = ranked["group"].astype(str).tolist(), ranked["empty"].tolist()
+    for new_group, few_empty in ((True, True), (False, True), (False, False)):
+        for place in range(len(ranked)):
+            if len(taken) == count:
+                return sorted(taken)
+            known = new_group and groups[place] in {groups[other] for other in taken}
+            full = few_empty and empty[place] and sum(empty[other] for other in taken) >= count // 2
+            if place not in taken and not known and not full:
+                taken.append(place)
+    return sorted(taken)
 
 
 def _caption(row: Mapping[Any, Any], task: AnyTask) -> str:
@@ -84,7 +107,8 @@ def _caption(row: Mapping[Any, Any], task: AnyTask) -> str:
         return f"{truth}\nsaid {said}\nexpected {row['expected']:.2f}"
     if isinstance(task, Regression):
         return f"{row['target']:.3g}, said {row['prediction']:.3g}"
-    return f"1 - Dice {row['error']:.2f}"
+    nothing = "\nno foreground in the truth" if row["empty"] else ""
+    return f"1 - Dice {row['error']:.2f}{nothing}"
 
 
 def history_figures(history: Iterable[Mapping[str, Any]]) -> dict[str, Figure]:

@@ -30,7 +30,8 @@ def metrics_by(
                 f"write some of {', '.join(known) or '(no meta column)'}",
                 where="evaluation.by",
             )
-    strata = {column: stratify(table, f"meta.{column}", minimum=GUARD, groups=GUARD).of_case for column in columns}
+    strata = {column: stratify(table, f"meta.{column}", minimum=GUARD, groups=GUARD, named=True).of_case
+              for column in columns}  # fmt: skip
     return {
         name: {
             column: _of_column(usable_rows(table[table["task"] == name]), task, of_case, settings)

@@ -1,6 +1,7 @@
 """A column of a case table as strata: categories as they are, numbers in bins of equal counts, a missing value as one.
 
 A value that few cases share could name a patient, so it is pooled; nothing below the guard is ever shown by its value.
+Whole numbers that no two groups share number them (a record, a patient) and measure nothing. An age has ties.
 """
 
 from itertools import pairwise
@@ -14,6 +15,8 @@ from medmtl.evaluation.summary import UNKNOWN
 MISSING, OTHER = "missing", "other values"
 BINS = 4  # of a numeric column
 _FEW = 6  # a numeric column with at most so many values is taken for categories (a visit, a count)
+_NUMBERED = 20  # groups: of fewer, ages could all differ by chance
+_UNSHARED = 0.95  # of the values of a column that numbers groups or cases: those of a single group
 _MOST = 12  # strata of a column: the most frequent values, the others pooled
 
 
@@ -25,8 +28,11 @@ class Strata(NamedTuple):
     skipped: str = ""
 
 
-def stratify(table: pd.DataFrame, column: str, *, minimum: int, groups: int) -> Strata:
-    """The strata of ``column`` over the cases of a table; a value needs ``minimum`` cases of ``groups`` groups."""
+def stratify(table: pd.DataFrame, column: str, *, minimum: int, groups: int, named: bool = False) -> Strata:
+    """The strata of ``column`` over the cases of a table; a value needs ``minimum`` cases of ``groups`` groups.
+
+    A column that numbers the groups has none, unless it was asked for by name (``named``).
+    """
     cases = table.drop_duplicates("case_id").sort_values("case_id", ignore_index=True)
     text = cases[column].map(lambda value: "" if pd.isna(value) else str(value).strip())
     known = text != ""
@@ -34,6 +40,8 @@ def stratify(table: pd.DataFrame, column: str, *, minimum: int, groups: int) -> 
         return Strata(column, {}, "empty")
     numbers = pd.to_numeric(text[known], errors="coerce")
     numeric = bool(np.isfinite(numbers).all()) and numbers.nunique() > _FEW
+    if numeric and not named and _identifies(numbers.to_numpy(float), cases.loc[known, "group"]):
+        return Strata(column, {}, "whole numbers that hardly two groups share, as a record's; name it to see it")
     labels = text.copy()
     labels[known] = _binned(numbers.to_numpy(float)) if numeric else text[known]
     labels[~known] = UNKNOWN if column == "domain" else MISSING
@@ -44,6 +52,14 @@ def stratify(table: pd.DataFrame, column: str, *, minimum: int, groups: int) -> 
     if labels.nunique() < 2:
         return Strata(column, {}, "the same for every case")
     return Strata(column, dict(zip(cases["case_id"], labels, strict=True)))
+
+
+def _identifies(values: np.ndarray, group: pd.Series) -> bool:
+    """Whether numbers tell groups apart as an identifier does: whole, as many as groups, nearly all of one group."""
+    if not (values == np.round(values)).all() or group.nunique() < _NUMBERED:
+        return False
+    of_value = group.astype(str).groupby(values).nunique()
+    return len(of_value) >= _UNSHARED * group.nunique() and bool((of_value == 1).mean() >= _UNSHARED)
 
 
 def _binned(values: np.ndarray) -> list[str]:

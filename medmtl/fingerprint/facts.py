@@ -11,7 +11,8 @@ means the same for every size of file: brightness and colours, and the energy in
 Of a volume, details are those of its slices, where there is tissue. ``layout`` is the mean grey of 3 x 3 (x 3) parts.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -78,12 +79,13 @@ def look(
         known["plane"] = _plane(numbers)
     kind: Literal["picture", "volume"] = "picture" if preprocess.volume is None else "volume"
     seen = preprocess.seen(pixels) if seen is None else seen
+    intensities, looked = _intensities(values), seen.numpy()
     return Facts(
         kind,
         len(pixels),
-        {**numbers, **_intensities(values)},
+        {**numbers, **intensities},
         known,
-        appearance={**_intensities(seen.numpy()), **_details(seen)},
+        appearance={**(intensities if _same(values, looked) else _intensities(looked)), **_details(seen)},
         layout=_layout(seen),
     )
 
@@ -105,12 +107,32 @@ def _plane(numbers: Mapping[str, float]) -> str:
 
 def _intensities(values: npt.NDArray[Any]) -> dict[str, float]:
     flat = values.reshape(len(values), -1)
-    flat = flat[:, :: max(1, flat.size // _SAMPLE)].astype(np.float64)
-    low, middle, high = np.percentile(flat, (1, 50, 99))
+    flat = flat[:, :: max(1, flat.size // _SAMPLE)]
+    low, middle, high = _percentiles(flat, (1, 50, 99))
+    flat = flat.astype(np.float64)
     found = {"mean": flat.mean(), "std": flat.std(), "p01": low, "p50": middle, "p99": high}
     if len(flat) == 3:
         found |= {f"{name}_mean": row.mean() for name, row in zip(("red", "green", "blue"), flat, strict=True)}
     return {name: float(value) for name, value in found.items()}
+
+
+def _same(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> bool:
+    """Whether two arrays are one: nothing was resized or cut."""
+    return a.__array_interface__ == b.__array_interface__
+
+
+def _percentiles(values: npt.NDArray[Any], wanted: Sequence[float]) -> list[float]:
+    """``numpy.percentile(values.astype(float64), wanted)``, to the bit; this sort takes a tenth of the time."""
+    ordered = np.sort(values, axis=None)
+    if np.isnan(ordered[-1]):  # where a sort puts them
+        return [math.nan] * len(wanted)
+    found = []
+    for percent in wanted:
+        at = percent / 100 * (len(ordered) - 1)
+        below = math.floor(at)
+        share, low, high = at - below, float(ordered[below]), float(ordered[min(below + 1, len(ordered) - 1)])
+        found.append(high - (high - low) * (1 - share) if share >= 0.5 else low + (high - low) * share)
+    return found
 
 
 def _details(seen: Tensor) -> dict[str, float]:

@@ -22,7 +22,8 @@ _KNOWN = TypeAdapter(Fingerprint)
 
 def write_fingerprint(folder: Path, known: Fingerprint) -> dict[str, str]:
     """Write ``fingerprint.json`` into a bundle's folder; returns what its provenance must hold."""
-    gauges = {name: vars(gauge) for name, gauge in known.gauges.items()}
+    names = [item.name for item in fields(Gauge)]  # not vars(), which also holds what a gauge has cached
+    gauges = {name: {key: getattr(gauge, key) for key in names} for name, gauge in known.gauges.items()}
     text = json.dumps({"format": FORMAT, **vars(known), "gauges": gauges}, allow_nan=False) + "\n"
     write_atomic(folder / FILE, text)
     return {KEY: hashlib.sha256(text.encode()).hexdigest()}

@@ -16,6 +16,7 @@ the unit is the largest distance there was, and that probability about 1 / (K + 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -52,6 +53,15 @@ class Gauge:
         at = int(np.argmax(offset * (offset if self.precision is None else np.asarray(self.precision) @ offset)))
         return self.names[at], float(values[at]), float(nearest[at])
 
+    @cached_property
+    def _known(self) -> "tuple[Table, Table | None]":
+        """The images in the space that distances are taken in, and what brings an image there."""
+        known = np.asarray(self.reference) / np.asarray(self.scale)
+        if self.precision is None:
+            return known, None
+        root = np.linalg.cholesky(np.asarray(self.precision))
+        return known @ root, root
+
     def _squares(self, values: Sequence[float]) -> Table:
         assert len(values) == len(self.scale), (len(values), len(self.scale))
         return _squares(np.asarray([values], dtype=np.float64), self)[0]
@@ -59,10 +69,8 @@ class Gauge:
 
 def _squares(table: Table, gauge: Gauge) -> Table:
     """Squared distances [N, images of the gauge]."""
-    z, known = table / np.asarray(gauge.scale), np.asarray(gauge.reference) / np.asarray(gauge.scale)
-    if gauge.precision is not None:
-        root = np.linalg.cholesky(np.asarray(gauge.precision))
-        z, known = z @ root, known @ root
+    z, (known, root) = table / np.asarray(gauge.scale), gauge._known
+    z = z if root is None else z @ root
     return np.asarray(((z[:, None] - known[None]) ** 2).mean(2))
 
 

@@ -94,6 +94,11 @@ def refers(entry: Entry) -> bool:
     return entry.status != "ok" or entry.cells.get("refer_to_reader") == "true"
 
 
+def unsealed(ids: Sequence[str]) -> str:
+    """What is to be said of bundles of format 1 that were written without a digest."""
+    return f"nothing shows whether the specification of {', '.join(ids)} was edited, as it has no digest (spec_sha256)"
+
+
 def _summary(account: Account, entries: Sequence[Entry]) -> Summary:
     count = Counter(entry.status for entry in entries)
     code = NOTHING if not count["ok"] else PARTIAL if count["ok"] < len(entries) else OK
@@ -133,6 +138,7 @@ def _manifest(account: Account, summary: Summary, entries: Sequence[Entry]) -> d
     return {
         "use": USE,
         "bundles": list(model.ids),
+        "unsealed": list(model.unsealed),
         "settings": account.settings,
         "views": job.views or model.spec.views,
         "output": plain(job.output),
@@ -181,6 +187,8 @@ def _page(tree: Mapping[str, Any], entries: Sequence[Entry]) -> str:
     ]
     if tree["gate"] != "off" and not tree["fingerprint"]:
         lines += ["", "The bundle has no fingerprint of its training images, so no input was compared with them."]
+    if tree["unsealed"]:
+        lines += ["", f"{unsealed(tree['unsealed']).capitalize()}."]
     codes = Counter(entry.code for entry in entries if entry.status != "ok")
     if codes:
         remedies = {entry.code: entry.remedy for entry in entries if entry.code}

@@ -17,7 +17,7 @@ from medmtl.data.case import Case, read_manifest
 from medmtl.errors import NOTHING, OK, PARTIAL, UserError
 from medmtl.files import write_atomic
 from medmtl.inference.attention import attention
-from medmtl.inference.montage import focus, heat, montage
+from medmtl.inference.montage import focus, heat, labelled, montage, panel_widths
 from medmtl.inference.occlusion import occlusion
 from medmtl.inference.saliency import saliency
 from medmtl.io.nifti_write import write_nifti
@@ -70,13 +70,19 @@ class _Seen:
     covariates: Tensor | None
 
 
-def explain(job: ExplainJob, *, tick: Callable[[int, int], None] = lambda done, total: None) -> Explained:
+def explain(
+    job: ExplainJob,
+    *,
+    tick: Callable[[int, int], None] = lambda done, total: None,
+    draw: Callable[[Path], Sequence[Path]] = lambda table: (),
+) -> Explained:
     """Write for every case and task, in a folder of the case's name, and ``explained.csv`` with a row for each:
 
     ``<task>.saliency`` (and ``.occlusion``): NIfTI on the voxels of the file (0 where the network did not look), and a
-    PNG of the image, or of three slices of the volume through the largest value, with the map as colour;
+    PNG of the image, or of three slices of the volume through the largest value, with the map as colour and its scale;
     ``<task>.attention.csv``: the weight of each slice, for heads that pool by attention. A case that cannot be read is
-    a row that says why. ``tick`` is told how many cases of how many are done.
+    a row that says why. ``tick`` is told how many cases of how many are done; ``draw`` may make figures of each table
+    of weights and returns their files, which the row names too.
     """
     bundle = load_bundle(job.bundle)
     items = _items(job)
@@ -91,8 +97,10 @@ def explain(job: ExplainJob, *, tick: Callable[[int, int], None] = lambda done, 
             seen = _read(predictor.spec, name, path, case)
             for task in tasks:
                 number, files = _explain(predictor, seen, task, job)
+                weights = [file for file in files if file.name.endswith(".attention.csv")]
+                files += [figure for table in weights for figure in draw(table)]
                 rows.append((name, task, number, "ok", "", "", " ".join(f"{name}/{file.name}" for file in files)))
-                tables += [file for file in files if file.name.endswith(".attention.csv")]
+                tables += weights
         except UserError as error:
             failed += 1
             rows.append((name, "", "", "failed", error.code, f"{error.what} — {error.remedy}", ""))
@@ -167,18 +175,25 @@ def _write_map(spec: ModelSpec, seen: _Seen, found: npt.NDArray[np.float64], pat
     maps = torch.from_numpy(found.astype(np.float32))[None]
     restored = spec.preprocess.restore(maps, seen.native.shape[1:]).maps
     strength = restored[0].numpy().astype(np.float64) / max(float(np.abs(found).max()), 1e-12)
-    files, picture = [], seen.native.numpy()
+    files, picture, finish = [], seen.native.numpy(), None
     if spec.preprocess.volume is not None and seen.volume is not None:
         grid = spec.preprocess.volume.place(seen.volume)
         native = grid.to_native(restored)[0].numpy()
         files.append(write_nifti(path.with_name(f"{path.name}.nii.gz"), Volume(native, seen.volume.affine)))
         peak = np.unravel_index(int(np.abs(strength).argmax()), strength.shape) if strength.any() else ()
         at = tuple(int(i) for i in peak) or focus(None, strength.shape)
-        cut = partial(montage, at=at, axes=spec.preprocess.volume.axes, spacing=grid.spacing_mm)
+        axes, shape = spec.preprocess.volume.axes, strength.shape
+        cut = partial(montage, at=at, axes=axes, spacing=grid.spacing_mm)
         picture, strength = cut(picture[0])[None], cut(strength)
+        widths, most = panel_widths(shape, grid.spacing_mm), float(np.abs(found).max())
+        finish = partial(
+            labelled, widths=widths, axes=axes, millimetres=min(grid.spacing_mm),
+            scale=(-most if (restored < 0).any() else 0.0, most),
+        )  # fmt: skip
     colour = np.moveaxis(np.repeat(picture[:1], 3, 0) if len(picture) != 3 else picture, 0, -1)
     image = np.round(colour * 255).astype(np.uint8)
-    return [*files, write_png(path.with_name(f"{path.name}.png"), heat(image, strength))]
+    shown = heat(image, strength)
+    return [*files, write_png(path.with_name(f"{path.name}.png"), shown if finish is None else finish(shown))]
 
 
 def _slices(spec: ModelSpec, seen: _Seen, weights: npt.NDArray[np.float64]) -> Iterator[tuple[object, ...]]:

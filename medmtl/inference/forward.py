@@ -42,6 +42,7 @@ class Model:
     spec: ModelSpec
     say: Callable[[str], None] = lambda text: None
     features: bool = False  # the first bundle's fingerprint compares the encoder's features (format 1)
+    unsealed: tuple[str, ...] = ()  # ids of bundles whose specification has no digest
     gain: tuple[str, float, float] | None = None  # of the views, on validation: metric, with one view, with all
     seconds: Counter[str] = field(default_factory=Counter)  # by bundle
     images: int = 0  # that went through
@@ -58,9 +59,16 @@ class Model:
         say: Callable[[str], None] = lambda text: None,
         features: bool = False,
     ) -> "Model":
-        """The model of bundles that agree in preprocessing and tasks (``E-PRE-ENSEMBLE`` otherwise)."""
+        """The model of bundles that agree in preprocessing and tasks and are all different (``E-PRE-ENSEMBLE``)."""
         first = bundles[0]
-        for other in bundles[1:]:
+        for number, other in enumerate(bundles[1:], start=1):
+            if other.id in [bundle.id for bundle in bundles[:number]]:
+                raise UserError(
+                    "E-PRE-ENSEMBLE",
+                    f"the bundle {other.id} is given twice, so its spread would say nothing",
+                    "give each bundle once",
+                    where=str(other.folder),
+                )
             if different := _differences(first.spec, other.spec):
                 raise UserError(
                     "E-PRE-ENSEMBLE",
@@ -71,7 +79,8 @@ class Model:
         members = tuple(Predictor.of(bundle, device=device, views=views or first.spec.views) for bundle in bundles)
         ids, spec = tuple(bundle.id for bundle in bundles), _averaged([bundle.spec for bundle in bundles])
         gain = _gain(first) if views in (None, first.spec.views) else None
-        return cls(members, ids, spec, say, features, gain)
+        unsealed = tuple(bundle.id for bundle in bundles if not bundle.sealed)
+        return cls(members, ids, spec, say, features, unsealed, gain)
 
     def decode(self, images: Mapping[str, Tensor]) -> dict[str, Decoded | UserError]:
         """What is decoded (or what went wrong) by image; images of one shape go through together, in order."""

@@ -78,9 +78,9 @@ class Heart:
             self.state = state
             self._beat()
 
-    def took(self, ok: int, failed: int) -> None:
-        """Say that a study more is dealt with, and what is in the ledger since."""
-        self.studies, self.ok, self.failed = self.studies + 1, ok, failed
+    def took(self, ok: int, failed: int, *, studies: int = 1) -> None:
+        """Say that so many studies more are dealt with, and what is in the ledger since."""
+        self.studies, self.ok, self.failed = self.studies + studies, ok, failed
         self._beat()
 
     def step(self) -> None:

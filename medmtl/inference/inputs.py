@@ -1,5 +1,6 @@
 """What a folder holds for a bundle: pictures and volumes, found, sniffed and planned by the code that ingests."""
 
+import contextlib
 import hashlib
 import json
 import math
@@ -14,11 +15,12 @@ from PIL import Image
 
 from medmtl.data.preprocess import Preprocess
 from medmtl.errors import UserError
+from medmtl.inference import earlier
 from medmtl.inference.dimensions import wrong_dimensions
 from medmtl.inference.names import Taken, free, output_names
 from medmtl.ingest.scanned import Scanned
 from medmtl.ingest.tasks import Headers, read_headers
-from medmtl.ingest.walk import Aside, Found, walk
+from medmtl.ingest.walk import Aside, Found, Walked, walk
 from medmtl.io.dicom.record import Header, header_from_json
 from medmtl.io.dicom.series import Policy, Stack, plan
 from medmtl.io.nifti import files_of, read_header
@@ -47,7 +49,8 @@ class Input:
     files: tuple[Found, ...]  # below the source folder
     name: str = ""  # of what is written for it
     page: int = 0
-    pages: int = 1
+    pages: int = 1  # each an input
+    frames: int = 1  # of a picture of one page: those of an animated PNG, or JPEGs one behind the other
     stack: Stack | None = None
     shape: tuple[int, ...] = ()  # of the decoded image as its header says; empty where unknown
     voxel_mm3: float | None = None
@@ -73,6 +76,12 @@ class Listing:
         used = {found.path for item in self.inputs for found in item.files}
         return len(used) + sum(self.ignored.values()) == self.files
 
+    @property
+    def told(self) -> str:
+        """What a user should hear of who expects more inputs; empty where nothing is."""
+        count = self.ignored.get(earlier.KIND, 0)
+        return f"{count} files are {earlier.KIND} and were left aside" if count else ""
+
     @classmethod
     def joined(cls, parts: Iterable["Listing"]) -> "Listing":
         """Listings of folders that share no file as one."""
@@ -93,7 +102,7 @@ class Finder:
     policy: Policy = field(default_factory=Policy)
     exclude: tuple[Path, ...] = ()  # folders that are never read as input
     threads: int = 1
-    apart: bool = False  # what lies in the folder under one name is planned alone, and so are its ids (a drop folder)
+    apart: bool = False  # ids of volumes are also of the name in the folder under which they lie (a drop folder)
     taken: Taken = free  # names of output files that are not to be given
     hashed: bool = False  # ids and names do not tell paths
     _known: dict[str, Scanned] = field(default_factory=dict)
@@ -106,19 +115,26 @@ class Finder:
         wanted: Callable[[str], bool] = lambda path: True,
     ) -> Listing:
         """The inputs among the ``wanted`` paths; the result does not depend on the order of the folder."""
-        files, asides = self._walk(wanted)
-        begin(len(files))
-        scanned = self._scan(self.source.resolve(), files, advance)
-        if self.apart:
-            return Listing.joined(self._by_study(scanned, asides).values())
-        return self._listing(scanned, asides)
+        walked = self._walk(wanted)
+        begin(len(walked.files))
+        return self.planned(walked, advance=advance)
 
-    def studies(self, wanted: Callable[[str], bool], *, advance: Callable[[int], None]) -> dict[str, Listing]:
-        """What lies in the folder under each name, planned alone."""
-        files, asides = self._walk(wanted)
-        return self._by_study(self._scan(self.source.resolve(), files, advance), asides)
+    def look(self) -> dict[str, Walked]:
+        """What lies in the folder under each name now: a *study*. Nothing is opened but ledgers of earlier jobs."""
+        walked = self._walk(lambda path: True)
+        parts: dict[str, tuple[list[Found], list[Aside]]] = {}
+        for found in walked.files:
+            parts.setdefault(study_of(found.path), ([], []))[0].append(found)
+        for aside in walked.asides:
+            parts.setdefault(study_of(aside.path), ([], []))[1].append(aside)
+        return {name: Walked(tuple(files), tuple(asides)) for name, (files, asides) in parts.items()}
 
-    def _walk(self, wanted: Callable[[str], bool]) -> tuple[list[Found], list[Aside]]:
+    def planned(self, walked: Walked, *, advance: Callable[[int], None] = lambda files: None) -> Listing:
+        """The inputs among what a walk met."""
+        return self._listing(self._scan(self.source.resolve(), walked.files, advance), walked.asides)
+
+    def _walk(self, wanted: Callable[[str], bool]) -> Walked:
+        """What is in the folder; results of earlier predictions are left aside."""
         root = self.source.resolve()
         walked = walk(root)
         closed = tuple(
@@ -131,17 +147,16 @@ class Finder:
             return wanted(path) and not f"{path}/".startswith(closed)
 
         files = [found for found in walked.files if counts(found.path)]
+        asides = [aside for aside in walked.asides if counts(aside.path)]
+        results = earlier.folders(root, files)
         there = {found.path for found in walked.files}
         self._known = {path: known for path, known in self._known.items() if path in there}
-        return files, [aside for aside in walked.asides if counts(aside.path)]
-
-    def _by_study(self, scanned: Iterable[Scanned], asides: Iterable[Aside]) -> dict[str, Listing]:
-        parts: dict[str, tuple[list[Scanned], list[Aside]]] = {}
-        for item in scanned:
-            parts.setdefault(study_of(item.found.path), ([], []))[0].append(item)
-        for aside in asides:
-            parts.setdefault(study_of(aside.path), ([], []))[1].append(aside)
-        return {name: self._listing(*part) for name, part in parts.items()}
+        met = [*(found.path for found in files), *(aside.path for aside in asides)]
+        left = [earlier.aside(path) for path in met if path.startswith(results)]
+        return Walked(
+            tuple(found for found in files if not found.path.startswith(results)),
+            (*(aside for aside in asides if not aside.path.startswith(results)), *left),
+        )
 
     def _listing(self, scanned: Sequence[Scanned], asides: Sequence[Aside]) -> Listing:
         inputs, ignored = self._sorted(scanned)
@@ -205,10 +220,12 @@ class Finder:
         """A NIfTI file, or the pages of a picture."""
         path, kind = self.source / item.found.path, item.kind
         refused = wrong_dimensions(kind, None, self.preprocess)
-        try:
-            shape, spacing = _nifti_size(path, self.policy.max_bytes) if kind == "nifti" else (_size_of(path), None)
-        except Exception:  # of a damaged file, anything: reading it will say what is wrong
-            shape, spacing = (), None
+        shape, spacing, frames = (), None, 1  # type: tuple[int, ...], tuple[float, ...] | None, int
+        with contextlib.suppress(Exception):  # of a damaged file, anything: reading it will say what is wrong
+            if kind == "nifti":
+                shape, spacing = _nifti_size(path, self.policy.max_bytes)
+            else:
+                shape, frames = _size_of(path)
         for page in range(item.pages):
             name = f"{item.found.path}#{page}" if item.pages > 1 else item.found.path
             kept: Kind = "nifti" if kind == "nifti" else "raster"
@@ -218,6 +235,7 @@ class Finder:
                 (item.found,),
                 page=page,
                 pages=item.pages,
+                frames=frames if item.pages == 1 else 1,
                 shape=shape,
                 voxel_mm3=_product(spacing),
                 refused=refused,
@@ -265,10 +283,10 @@ def study_of(path: str) -> str:
     return path.partition("/")[0]
 
 
-def _size_of(path: Path) -> tuple[int, ...]:
-    """[H, W] of a picture by its header (not turned as its EXIF orientation says)."""
+def _size_of(path: Path) -> tuple[tuple[int, int], int]:
+    """[H, W] of a picture by its header (not turned as its EXIF orientation says), and how many it holds."""
     with Image.open(path, formats=FORMATS) as image:
-        return image.height, image.width
+        return (image.height, image.width), int(getattr(image, "n_frames", 1))
 
 
 def _nifti_size(path: Path, max_bytes: int) -> tuple[tuple[int, ...], tuple[float, ...] | None]:

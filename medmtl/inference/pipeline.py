@@ -22,7 +22,7 @@ from medmtl.config import digest, plain
 from medmtl.errors import UserError
 from medmtl.fingerprint import Fingerprint, read_fingerprint
 from medmtl.inference import shards
-from medmtl.inference.account import Account, share_of, write_account
+from medmtl.inference.account import Account, share_of, unsealed, write_account
 from medmtl.inference.batches import Batch, default_budget
 from medmtl.inference.folder import check_folders, clear, tidy
 from medmtl.inference.forward import Model
@@ -31,6 +31,7 @@ from medmtl.inference.job import Job, Summary
 from medmtl.inference.ledger import Ledger
 from medmtl.inference.outputs import check_coding
 from medmtl.inference.work import Work
+from medmtl.ingest.walk import Walked
 from medmtl.outfolder import LEDGER, locked
 from medmtl.process import device_named, hold_memory
 from medmtl.progress import Progress
@@ -61,6 +62,8 @@ class Session:
         """Predict what is wanted and not done, and write the tables of everything that is wanted."""
         listing = self.predict(wanted)
         shard = self.job.shard
+        if listing.told and not shard.rank:
+            self.say(listing.told)
         if shard.rank:
             shards.ended(self.job.out, shard)
             return share_of(self._account(listing))
@@ -90,9 +93,19 @@ class Session:
                 pool.shutdown(cancel_futures=True)
                 raise
 
+    def say(self, text: str) -> None:
+        self.console.print(text, highlight=False, markup=False)
+
     def find(self, wanted: Wanted = _everything) -> Listing:
+        return self._found(lambda: self.finder.find(wanted=wanted))
+
+    def planned(self, study: Walked) -> Listing:
+        """The inputs among what a look at the folder found."""
+        return self._found(lambda: self.finder.planned(study))
+
+    def _found(self, find: Callable[[], Listing]) -> Listing:
         began = time.perf_counter()
-        listing = self.finder.find(wanted=wanted)
+        listing = find()
         assert listing.accounted(), "a file is neither part of an input nor left aside"
         self.work.seconds.update({"find": time.perf_counter() - began})  # type: ignore[dict-item]
         return listing
@@ -158,8 +171,11 @@ def _folder(job: Job, work: Work, identity: Mapping[str, str], caught: Sequence[
 def look_ahead(job: Job) -> tuple[Listing, list[Batch]]:
     """What a job would do, without writing anything: its inputs, and the batches of those that can be tried."""
     check_folders(job)
-    model, _, work = _loaded(job, Console(stderr=True))
+    console = Console(stderr=True)
+    model, _, work = _loaded(job, console)
     listing = _finder(job, model).find()
+    if listing.told:
+        console.print(listing.told, highlight=False, markup=False)
     return listing, work.plan(listing.inputs)
 
 
@@ -186,6 +202,8 @@ def _loaded(job: Job, console: Console) -> tuple[Model, str, Work]:
     known = _fingerprint(job, bundles[0], say)
     features = known is not None and "features" in known.gauges
     model = Model.of(bundles, device=device, views=views, say=say, features=features)
+    if model.unsealed and not job.shard.rank:
+        say(f"warning: {unsealed(model.unsealed)}; train again: a bundle that is written now has one")
     settings = {
         "medmtl": __version__,
         "views": views,

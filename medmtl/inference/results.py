@@ -103,6 +103,8 @@ def _shares(name: str, dense: DenseMap, image: object) -> dict[str, Cell]:
 def warnings_of(loaded: Loaded, preprocess: Preprocess, tasks: Mapping[str, AnyTask]) -> tuple[str, ...]:
     """What the user should know of a case beside its results."""
     found = [f"{note.code} {note.what}" for note in loaded.notes]
+    if loaded.item.frames > 1:
+        found.append(f"W-PRE-FRAMES the file holds {loaded.item.frames} images, the first was predicted")
     if loaded.blank:
         found.append("W-PRE-BLANK every pixel has the same value")
     share = _seen(preprocess, loaded.native)

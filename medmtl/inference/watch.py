@@ -6,12 +6,13 @@ comes later to a study that was taken makes it one that has changed, and it is t
 
 Studies know nothing of one another: each is planned alone, and what was planned when it was taken is what the report
 is made of. A series of which two studies hold a half each is two volumes, each with a warning. Tables and manifest are
-written after each study, whole or not at all. Which studies were taken, and as what, is written down without their
-names, so that the next watch can tell of them from the start, and of none that was changed or half copied meanwhile.
+written when all that had settled is taken, and every ten seconds until then, whole or not at all: once for many small
+studies. With them goes, without names, which studies were taken, and as what, so that the next watch can tell of them
+from the start, and of none that was changed or half copied meanwhile.
 
 A study that ends the process (a decoder that crashes, memory that the system takes back) is begun at most twice: before
 it is begun, that is written down, and afterwards erased. Then it is quarantined: each of its files is a row, and it is
-left alone until it changes.
+left alone until it changes; touching a file is enough. Whether the study or a power cut ended the process is not known.
 
 Steps leave a sign of life (:mod:`.heartbeat`), so that a watcher that hangs or died can be told from one at work.
 """
@@ -28,17 +29,19 @@ from rich.console import Console
 
 from medmtl.errors import OK, EnvironmentFailure, TrainingInterrupted, UserError
 from medmtl.files import write_atomic
+from medmtl.inference import earlier
 from medmtl.inference.heartbeat import Heart
-from medmtl.inference.inputs import Listing, study_of
+from medmtl.inference.inputs import Finder, Listing
 from medmtl.inference.job import Job, Summary
 from medmtl.inference.pipeline import Session, opened
 from medmtl.inference.reading import Loaded
-from medmtl.ingest.walk import Found, walk
+from medmtl.ingest.walk import Found, Walked
 
 _BEGUN = ".begun.json"  # studies that were begun and did not end: as what -> how often
 _TAKEN = ".taken.json"  # studies that were taken: as what
 _TRIES = 2
 _POLL_S = 1.0
+_REPORT_S = 10.0  # between two reports while many studies are taken: each is of all studies
 _SPLIT = "W-PRE-SPLIT the series lies in several studies of the folder; each part is a volume of its own"
 
 State = tuple[Found, ...]  # of a study: its files
@@ -82,22 +85,30 @@ class Taken:
     session: Session
     listings: dict[str, Listing] = field(default_factory=dict)
     keys: dict[str, str] = field(default_factory=dict)  # as what, of those that were taken to the end
+    results: int = 0  # files of earlier jobs' results that lie in no study
+    _told: str = ""
 
     @property
     def path(self) -> Path:
         return self.session.job.out / _TAKEN
 
-    def recall(self, states: Mapping[str, State], step: Callable[[], None]) -> None:
+    def recall(self, step: Callable[[], None]) -> None:
         """What an earlier watch took, of studies that are as they were then; no other file is opened."""
-        known = _tree(self.path)
-        self.keys = {name: key for name, state in states.items() if (key := _key(name, state)) in known}
-        finder = self.session.finder
-        self.listings = finder.studies(lambda file: study_of(file) in self.keys, advance=lambda files: step())
+        known, finder = _tree(self.path), self.session.finder
+        studies = self.look()
+        self.keys = {name: key for name, study in studies.items() if (key := _key(name, study.files)) in known}
+        self.listings = {name: finder.planned(studies[name], advance=lambda files: step()) for name in self.keys}
 
-    def forget(self, states: Mapping[str, State]) -> None:
-        """Drop the studies that are gone."""
-        self.listings = {name: listing for name, listing in self.listings.items() if name in states}
-        self.keys = {name: key for name, key in self.keys.items() if name in states}
+    def look(self) -> dict[str, Walked]:
+        """The studies of the folder as they are now; drops those that are gone. Earlier jobs' results are none."""
+        found = self.session.finder.look()
+        studies = {name: study for name, study in found.items() if study.files}
+        self.results = sum(
+            aside.kind == earlier.KIND for name in found.keys() - studies.keys() for aside in found[name].asides
+        )
+        self.listings = {name: listing for name, listing in self.listings.items() if name in studies}
+        self.keys = {name: key for name, key in self.keys.items() if name in studies}
+        return studies
 
     def ended(self, name: str, key: str) -> None:
         """Write down that a study was taken to the end."""
@@ -105,11 +116,12 @@ class Taken:
         assert not missing, f"a study was taken, but nothing is known of its inputs {missing}"
         self._tell_split(name)
         self.keys[name] = key
-        write_atomic(self.path, json.dumps(dict.fromkeys(sorted(self.keys.values()), 1)))
 
     def _tell_split(self, name: str) -> None:
         """A warning for every volume of a series that this study and another one hold: halves look like wholes."""
         mine = _by_series([self.listings[name]])
+        if not mine:
+            return
         others = _by_series(listing for other, listing in self.listings.items() if other != name)
         entries = self.session.work.ledger.entries
         told = [entries[id_] for series in mine.keys() & others.keys() for id_ in (*mine[series], *others[series])]
@@ -117,7 +129,13 @@ class Taken:
         self.session.work.ledger.append(replace(entry, warnings=(*entry.warnings, _SPLIT)) for entry in new)
 
     def report(self) -> Summary:
-        return self.session.report(Listing.joined(self.listings.values()))
+        aside = Listing((), {earlier.KIND: self.results} if self.results else {}, self.results)
+        listing = Listing.joined([*self.listings.values(), aside])
+        if listing.told not in ("", self._told):
+            self._told = listing.told
+            self.session.say(listing.told)
+        write_atomic(self.path, json.dumps(dict.fromkeys(sorted(self.keys.values()), 1)))
+        return self.session.report(listing)
 
 
 def watch(job: Job, *, settle_s: float = 30.0, clock: Clock = Clock(), console: Console | None = None) -> Summary:
@@ -131,7 +149,7 @@ def watch(job: Job, *, settle_s: float = 30.0, clock: Clock = Clock(), console: 
         session.finder = replace(session.finder, apart=True, taken=session.work.ledger.taken)
         settled, heart, taken = Settled(settle_s), _heart(session, clock), Taken(session)
         heart.turn("working")
-        taken.recall(_states(job), heart.step)
+        taken.recall(heart.step)
         with contextlib.suppress(TrainingInterrupted):
             while not session.caught:
                 heart.turn("waiting")
@@ -155,17 +173,41 @@ def _by_series(listings: Iterable[Listing]) -> dict[tuple[str, str], list[str]]:
 
 
 def _round(taken: Taken, settled: Settled, clock: Clock, heart: Heart) -> None:
-    """Take every study that has stopped growing."""
-    states = _states(taken.session.job)
-    taken.forget(states)
-    for name in settled.look(states, clock.now()):
+    """Take every study that has stopped growing, and report."""
+    studies = taken.look()
+    ready = settled.look({name: study.files for name, study in studies.items()}, clock.now())
+    told, new = clock.now(), 0
+    for name in ready:
         if taken.session.caught:
-            return
+            break
         heart.turn("working")
-        _take(taken, name, states[name])
-        settled.taken[name] = states[name]
-        summary = taken.report()
-        heart.took(summary.ok, summary.total - summary.ok)
+        if not _unchanged(taken.session.finder, studies[name]):
+            continue  # since the look; the next one will see what it became
+        _take(taken, name, studies[name])
+        settled.taken[name] = studies[name].files
+        new += 1
+        if clock.now() - told >= _REPORT_S:
+            _report(taken, heart, new)
+            told, new = clock.now(), 0
+    if new:
+        _report(taken, heart, new)
+
+
+def _report(taken: Taken, heart: Heart, new: int) -> None:
+    summary = taken.report()
+    heart.took(summary.ok, summary.total - summary.ok, studies=new)
+
+
+def _unchanged(finder: Finder, study: Walked) -> bool:
+    """Whether the files of a study are as the look found them. What was added since makes it another one later."""
+    root = finder.source.resolve()
+    with contextlib.suppress(OSError):
+        infos = ((found, (root / found.path).stat()) for found in study.files)
+        return all(
+            (info.st_size, info.st_mtime_ns, info.st_ino) == (found.size, found.mtime_ns, found.inode)
+            for found, info in infos
+        )
+    return False
 
 
 def _heart(session: Session, clock: Clock) -> Heart:
@@ -183,30 +225,19 @@ def _heart(session: Session, clock: Clock) -> Heart:
     return heart
 
 
-def _states(job: Job) -> dict[str, State]:
-    """The studies of the folder as they are now; what lies in the output folder is none."""
-    root, out = job.source.resolve(), job.out.resolve()
-    own = f"{out.relative_to(root).as_posix()}/" if out.is_relative_to(root) else None
-    found: dict[str, list[Found]] = {}
-    for item in walk(root).files:
-        if own is None or not f"{item.path}/".startswith(own):
-            found.setdefault(study_of(item.path), []).append(item)
-    return {name: tuple(files) for name, files in found.items()}
-
-
-def _take(taken: Taken, name: str, state: State) -> None:
+def _take(taken: Taken, name: str, study: Walked) -> None:
     """Predict one study, unless it has ended the process twice as it is."""
     session = taken.session
-    path, key = session.job.out / _BEGUN, _key(name, state)
+    path, key = session.job.out / _BEGUN, _key(name, study.files)
     begun = _tree(path)
     if begun.get(key, 0) >= _TRIES:
-        taken.listings[name] = session.find(lambda file: study_of(file) == name)
+        taken.listings[name] = session.planned(study)
         _quarantine(session, taken.listings[name])
         taken.ended(name, key)
         return
     write_atomic(path, json.dumps({**begun, key: begun.get(key, 0) + 1}))
     try:
-        taken.listings[name] = session.find(lambda file: study_of(file) == name)
+        taken.listings[name] = session.planned(study)
         session._run(session.work.plan(taken.listings[name].inputs))
     except (TrainingInterrupted, EnvironmentFailure):  # not the study's fault
         write_atomic(path, json.dumps(begun))
@@ -219,7 +250,7 @@ def _quarantine(session: Session, listing: Listing) -> None:
     error = UserError(
         "E-PRE-POISON",
         f"the process ended {_TRIES} times while the study was predicted",
-        "look at its files; put it back changed, or predict it alone",
+        "if something else ended the process, touch one of the study's files, and it is tried again; else look at them",
     )
     work = session.work
     left = [item for item in listing.inputs if not _done(session, item.id)]

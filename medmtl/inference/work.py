@@ -22,6 +22,7 @@ from medmtl.inference.job import Job
 from medmtl.inference.ledger import Cell, Entry, Ledger, Status
 from medmtl.inference.outputs import leftovers, write_case
 from medmtl.inference.reading import Loaded, Reader, explained
+from medmtl.inference.remedies import remedy
 from medmtl.inference.results import case_prediction, referral
 from medmtl.ledger import remove_outputs
 from medmtl.progress import Progress
@@ -252,14 +253,14 @@ class Work:
 
     def failed(self, loaded: Loaded, error: UserError) -> Entry:
         """The line of an input that has no result."""
-        return self._entry(loaded, "failed", loaded.seconds, code=error.code, message=error.what, remedy=error.remedy)
+        return self._entry(loaded, "failed", loaded.seconds, code=error.code, message=error.what, remedy=remedy(error))
 
     def _skip(self, inputs: Iterable[Input]) -> None:
         reason = f"not tried, since more than {self.job.max_failures} images failed"
-        remedy = "mend what errors.csv lists, or raise max_failures, then run the same command again"
+        then = "mend what errors.csv lists, or raise max_failures, then run the same command again"
         left = [item for item in inputs if not (known := self.ledger.entries.get(item.id)) or known.status != "ok"]
         self.ledger.append(
-            self._entry(Loaded(item), "skipped", 0.0, code="E-PRE-STOPPED", message=reason, remedy=remedy)
+            self._entry(Loaded(item), "skipped", 0.0, code="E-PRE-STOPPED", message=reason, remedy=then)
             for item in left
         )
 

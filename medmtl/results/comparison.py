@@ -4,14 +4,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from medmtl.bundle import ModelSpec
 from medmtl.config import load
 from medmtl.errors import UserError
 from medmtl.evaluation import plots
 from medmtl.evaluation.cases import read_cases
 from medmtl.evaluation.compare import Side, compare_repeats, format_comparison
+from medmtl.evaluation.trivial import TRIVIAL
 from medmtl.files import write_atomic
-from medmtl.results.folder import CASES, SPEC, to_json
+from medmtl.results.folder import CASES, CONTROLS, SPEC, to_json
 
 
 def compare_runs(
@@ -46,7 +49,8 @@ def compare_places(
     if not shared:
         raise UserError("E-CMP-TASKS", "the runs share no task", "compare runs of one study", where="compare")
     left, right = ([(table, {name: tasks[name] for name in shared}) for table, tasks in side] for side in sides)
-    comparison = compare_repeats(left, right, resamples=resamples)
+    known = [trivial_controls(place) for place in a], [trivial_controls(place) for place in b]
+    comparison = compare_repeats(left, right, resamples=resamples, controls=known)
     labels = (a[0].name, b[0].name) if len(a) == len(b) == 1 and a[0].name != b[0].name else ("A", "B")
     text = format_comparison(comparison, labels=labels)
     if wanted:
@@ -75,9 +79,23 @@ def _only(side: Side, wanted: Mapping[str, str], place: Path) -> Side:
     return table, tasks
 
 
+def _folder(place: Path) -> Path:
+    """The evaluation folder that a run's folder has, or that it is."""
+    return place if (place / CASES).is_file() else place / "evaluation"
+
+
+def trivial_controls(place: Path) -> dict[str, pd.DataFrame]:
+    """The training mean and median of an evaluation, as case tables; none of one that had no controls."""
+    path = _folder(place) / CONTROLS
+    if not path.is_file():
+        return {}
+    table = read_cases(path)
+    return {str(name): rows for name, rows in table[table["split"] == "test"].groupby("control") if name in TRIVIAL}
+
+
 def _evaluated(place: Path) -> Side:
     """The test cases and tasks of a run folder or an evaluation folder."""
-    folder = place if (place / CASES).is_file() else place / "evaluation"
+    folder = _folder(place)
     if not (folder / CASES).is_file() or not (folder / SPEC).is_file():
         raise UserError("E-CMP-CASES", f"no {CASES}", "run `medmtl evaluate` on it first", where=str(place))
     table = read_cases(folder / CASES)

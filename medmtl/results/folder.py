@@ -117,10 +117,17 @@ def _units(folder: Path, material: Material, result: dict[str, Any], sections: l
     if not aggregated_tasks(material.judges):  # a mask is an image's, no patient's
         return
     e = material.config
-    units = evaluate_units(material.tables, material.judges, config, resamples=e.resamples, level=e.level)
+    units = evaluate_units(
+        material.tables, material.judges, config, resamples=e.resamples, level=e.level, controls=_tested(material)
+    )
     result["units"] = units.result
     sections.append(units_section(units.result, result))
     _write_table(folder / UNITS, units.table)
+
+
+def _tested(material: Material) -> dict[str, pd.DataFrame]:
+    """The test rows of the controls."""
+    return {name: table[table["split"] == "test"] for name, table in material.controls.items()}
 
 
 def _failures(folder: Path, material: Material, result: dict[str, Any], sections: list[str]) -> dict[str, Figure]:

@@ -1,6 +1,7 @@
 """A trained run on the test cases of its own study."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,54 +10,53 @@ import pandas as pd
 
 from medmtl.bars import bar
 from medmtl.bundle import Bundle, load_bundle
-from medmtl.config import load
 from medmtl.controls.store import control_tables
 from medmtl.controls.tables import Control, Setting
 from medmtl.data.loader import CaseDataset
 from medmtl.engine.callbacks import read_history
-from medmtl.errors import SafetyRefusal, UserError
-from medmtl.evaluation import plots
-from medmtl.evaluation.figures import Thumbnail, history_figures, worst_cases
-from medmtl.evaluation.plots import Figure
+from medmtl.errors import SafetyRefusal
+from medmtl.evaluation.figures import Thumbnail, history_figures
+from medmtl.experiment import freeze_thresholds
 from medmtl.files import write_atomic
-from medmtl.inference.evidence import evidence
 from medmtl.predictor import Predictor
 from medmtl.prepared import Prepared, prepare
 from medmtl.process import device_named
 from medmtl.results.folder import Evaluation, Material, evaluate_cases
+from medmtl.results.gallery import failure_galleries, looked_at, to_show
+from medmtl.results.settings import study_of
 from medmtl.results.tracking import flat_metrics, reopened
 from medmtl.runs import RunFolder
 from medmtl.study import EvaluationConfig, Study
 from medmtl.tasks.annotators import Annotators
 
 Say = Callable[[str], None]
+VIEWS = "views"  # in the provenance of an evaluation whose views are not the bundle's
 
 
-def evaluate_run(run: RunFolder, *, evaluation: EvaluationConfig | None = None, say: Say = print) -> Evaluation:
+def evaluate_run(run: RunFolder, *, study: Study | None = None, say: Say = print) -> Evaluation:
     """Evaluate a run's bundle on the test part of its own study; validation is predicted too, for comparisons.
 
-    ``evaluation`` replaces the settings that the run was trained with. Refuses (exit 6) when manifest or split are not
-    those of training. Every reading of the test set is counted in ``run.json`` and stated in the report.
+    ``study``: the run's, with what it leaves open changed (:func:`.settings.study_of`); with other views, thresholds
+    are chosen anew on validation. Refuses (exit 6) when manifest or split are not those of training. Every reading of
+    the test set is counted in ``run.json`` and stated in the report.
     """
-    if not run.study.is_file():
-        raise UserError(
-            "E-EVAL-RUN", "no study.yaml", "give the folder of a run (runs/...), or train first", where=str(run.path)
-        )
-    study = load(Study, run.study)
-    config = evaluation or study.evaluation
-    bundle = load_bundle(run.bundle)
+    own = study_of(run)
+    study = own if study is None else study
+    config, bundle = study.evaluation, load_bundle(run.bundle)
     prepared = prepare(study)
     _same_data(prepared, bundle)
     controls = controls_of(prepared, config, run)
-    predictor = Predictor.of(bundle, device=device_named(study.fit.device), precision=study.fit.precision)
+    bundle, viewed = _viewed(bundle, prepared)
+    predictor = predictor_of(bundle, study)
     learned = config.aggregate is not None and config.aggregate.how == "attention"
     parts = [part for part in ("train", "val", "test") if part != "train" or learned]
     data = {part: prepared.dataset(prepared.split.parts()[part]) for part in parts}
     tables = {part: _predicted(predictor, part, dataset, study) for part, dataset in data.items()}
     readings = int(run.read_facts().get("test_evaluations", 0)) + 1
     run.add_facts({"test_evaluations": readings})
-    provenance = {**provenance_of(bundle, prepared), "test set read": f"{readings} time(s) by this run"}
-    shown = _evidence(predictor, data["test"], tables["test"], config)
+    provenance = {**provenance_of(bundle, prepared), **viewed, "test set read": f"{readings} time(s) by this run"}
+    worst = to_show(tables["test"], bundle.spec.tasks, config.failures)
+    shown = failure_galleries(worst, looked_at(predictor, data["test"], worst, tables["test"]["case_id"]))
     material = Material(
         study.name, tables, bundle.spec, config, provenance,
         controls={name: control.table for name, control in controls.items()},
@@ -72,6 +72,23 @@ def evaluate_run(run: RunFolder, *, evaluation: EvaluationConfig | None = None, 
             tracker.log_metrics(dict(flat_metrics(found.result)))
             tracker.log_folder(run.evaluation, "evaluation")
     return found
+
+
+def predictor_of(bundle: Bundle, study: Study) -> Predictor:
+    """The bundle at work, in fp32 as it predicts, on the study's device."""
+    return Predictor.of(bundle, device=device_named(study.fit.device))
+
+
+def _viewed(bundle: Bundle, prepared: Prepared) -> tuple[Bundle, dict[str, str]]:
+    """The bundle with the study's views, and what provenance says where they are not its own: thresholds then are
+    those of validation seen that way."""
+    study, views = prepared.study, prepared.study.views
+    if views == bundle.spec.views:
+        return bundle, {}
+    other = replace(bundle, spec=bundle.spec.model_copy(update={"views": views}))
+    val = _predicted(predictor_of(other, study), "val", prepared.dataset(prepared.split.val), study)
+    said = {VIEWS: f"{views} for this evaluation; the bundle's are {bundle.spec.views}"}
+    return replace(other, spec=freeze_thresholds(other.spec, val)), said
 
 
 def setting_of(prepared: Prepared) -> Setting:
@@ -148,21 +165,3 @@ def _write_confusions(folder: Path, bundle: Bundle) -> Sequence[str]:
             write_atomic(folder / f"confusions-{name}.csv", table)
             said += [f"{name}: {line}." for line in task.skills(head)]
     return said
-
-
-def _evidence(
-    predictor: Predictor, dataset: CaseDataset, table: pd.DataFrame, evaluation: EvaluationConfig
-) -> Mapping[str, Figure]:
-    """``<task>/failures``: the worst cases of each task with masks and saliency."""
-    config, figures = evaluation.failures, {}
-    index = {case.case_id: i for i, case in enumerate(dataset.cases)}
-    if config is None or not config.gallery or not index:
-        return {}
-    for name, task in predictor.spec.tasks.items():
-        if not task.auxiliary:
-            worst = worst_cases(table[table["task"] == name], task, config.gallery)
-            items = [
-                plots.Evidence(caption, *evidence(predictor, dataset, index[case], name)) for case, caption in worst
-            ]
-            figures[f"{name}/failures"] = plots.failure_gallery(items, title="Largest errors: masks and saliency")
-    return figures

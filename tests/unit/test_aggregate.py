@@ -239,6 +239,41 @@ def test_attention_is_the_same_again_and_weights_each_patient_to_one() -> None:
     assert (sick >= images.min() - 1e-9).all() and (sick <= images.max() + 1e-9).all(), "between its images"
 
 
+@pytest.mark.parametrize("name", ["quality", "extra"])
+def test_attention_looks_at_the_tasks_that_are_not_auxiliary_alone(name: str) -> None:
+    """What is learned on the training part is applied to the test part, whose tasks are the aggregated ones."""
+    tables = {part: study(seed, 40, split=part, informative=True) for seed, part in enumerate(("train", "val", "test"))}
+    extra = {"extra": AGE.model_copy(update={"auxiliary": True})}
+    more = {
+        part: pd.concat([table, table[table["task"] == "quality"].assign(task="extra", prediction=50.0)])
+        for part, table in tables.items()
+    }
+    config = AggregateConfig(how="attention")
+    tasks = {**TASKS, **extra} if name == "extra" else {"sick": SICK, "quality": extra["extra"]}
+    found = evaluate_units(more, tasks, config, resamples=100, level=0.95)
+    without = {key: task for key, task in tasks.items() if not task.auxiliary}
+    expected = evaluate_units(tables, without, config, resamples=100, level=0.95)
+    assert found.result["attention"] == expected.result["attention"]
+    assert found.result["tasks"] == expected.result["tasks"] and set(found.result["tasks"]) == set(without)
+
+
+def test_an_error_per_patient_stands_beside_the_training_mean_and_median() -> None:
+    table = rows(AGE, "age", [10.0, 20.0, 60.0, 80.0], [20.0, 40.0, 50.0, 90.0], ["g", "g", "h", "i"])
+    controls = {
+        "training_mean": table.assign(prediction=45.0), "training_median": table.assign(prediction=35.0),
+        "ridge": table.assign(prediction=20.0),
+    }  # fmt: skip
+    tables = {"val": table, "test": table}
+    config = AggregateConfig()
+    units = evaluate_units(tables, {"age": AGE}, config, resamples=100, level=0.95, controls=controls).result
+    mean, median = ((15 + 5 + 45) / 3, (5 + 15 + 55) / 3)  # patients of 30, 50 and 90
+    trivial = units["tasks"]["age"]["trivial"]
+    assert set(trivial) == {"training_mean", "training_median"}
+    assert [trivial[name]["mae"] for name in trivial] == pytest.approx([mean, median])
+    page = units_section(units, evaluate_table(table, {"age": AGE}, resamples=100))
+    assert "training mean" in page and f"<td>{mean:.2f}</td><td>{median:.2f}</td>" in page
+
+
 def test_attention_works_for_levels() -> None:
     rng = np.random.default_rng(0)
     p = rng.dirichlet(np.ones(4), 60)

@@ -22,7 +22,7 @@ from medmtl.evaluation.plots.slices import slice_weights
 from medmtl.inference.attention import attention
 from medmtl.inference.evidence import evidence
 from medmtl.inference.explain import ExplainJob, explain
-from medmtl.inference.montage import focus, heat, montage
+from medmtl.inference.montage import focus, heat, labelled, montage, panel_widths
 from medmtl.inference.occlusion import occlusion
 from medmtl.inference.saliency import saliency
 from medmtl.io.nifti import read_nifti, write_nifti
@@ -181,6 +181,26 @@ def test_heat_leaves_what_is_zero_and_tells_signs_apart():
     assert out[0, 1, 0] > out[0, 1, 2] and out[0, 2, 2] > out[0, 2, 0]
 
 
+@pytest.mark.parametrize(("shape", "ruler"), [((36, 44, 30), 20), ((9, 8, 7), 5), ((200, 240, 250), 50)])
+def test_a_picture_for_people_is_large_and_says_what_it_shows(shape, ruler):
+    spacing = (2.0, 1.0, 1.0)
+    cut = montage(np.ones(shape), tuple(n // 2 for n in shape), axes="SAR", spacing=spacing)
+    widths = panel_widths(shape, spacing)
+    assert sum(widths) + 2 * (len(widths) - 1) == cut.shape[1]
+    grey = np.repeat((100 * cut).astype(np.uint8)[..., None], 3, 2)
+    shown = labelled(grey, widths, "SAR", millimetres=1.0, scale=(-0.5, 0.5))
+    factor = shown.shape[1] // cut.shape[1]
+    assert shown.shape[1] == factor * cut.shape[1] >= 640 > (factor - 1) * cut.shape[1]
+    inner = shown[22 : 22 + factor * cut.shape[0]]
+    np.testing.assert_array_equal(inner, np.kron(grey, np.ones((factor, factor, 1), np.uint8)))  # nothing is stretched
+    bar = shown[22 + inner.shape[0] + 10].max(1) == 255  # the ruler's row
+    assert bar[4] and np.argmin(bar[4:]) == ruler * factor
+    colours = shown[-30]
+    assert colours[5, 2] > colours[5, 0] and colours[-6, 0] > colours[-6, 2]  # blue below 0, red and yellow above
+    starts = np.cumsum([0, *((width + 2) * factor for width in widths[:-1])])
+    assert all((shown[:20, start : start + 60] > 128).any() for start in starts)  # each plane is named
+
+
 def test_bars_stand_at_their_slices():
     rows = pd.DataFrame({"slice": [0, 1, 2], "position_mm": [-3.0, 0.0, 3.0], "weight": [0.2, 0.5, 0.3]})
     axes = slice_weights(rows, title="t").axes[0]
@@ -244,14 +264,18 @@ def test_cases_of_a_manifest_are_explained_in_native_space(folder, tmp_path):
     np.testing.assert_allclose(volume.array, GRID.place(source).to_native(back)[0], atol=1e-4)
     assert not volume.array[:, :, 0].any() and volume.array.max() > 0.2  # the window leaves out the lowest slice
     picture = read_image(tmp_path / "out/c0/score.occlusion.png", channels=3)
-    assert picture.std() > 0.05
+    assert picture.std() > 0.05 and picture.shape[2] >= 640
     assert nib.load(tmp_path / "out/c1/ball.occlusion.nii.gz").shape == (26, 30, 12)
 
 
 def test_slices_are_listed_with_their_place_in_the_patient(folder, tmp_path):
     root, predictor, _ = folder
     job = ExplainJob(root / "bundle", (root / "v1.nii.gz",), tmp_path / "out", tasks=("score",))
-    (table,) = explain(job).attention
+    done = explain(job, draw=lambda table: [table.with_suffix(".svg")])
+    (table,) = done.attention
+    assert pd.read_csv(done.table)["files"][0].split() == [
+        f"v1/score.{end}" for end in ("saliency.nii.gz", "saliency.png", "attention.csv", "attention.svg")
+    ]
     rows = pd.read_csv(table)
     preprocess = predictor.spec.preprocess
     native, _ = preprocess.read(root / "v1.nii.gz")

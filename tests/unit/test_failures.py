@@ -1,5 +1,6 @@
 """Where a model fails: an injected effect comes first, chance is called chance, and a rare value stays unnamed."""
 
+import colorsys
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -15,10 +16,12 @@ from medmtl.evaluation import plots
 from medmtl.evaluation.case_error import excess_error
 from medmtl.evaluation.failure_report import failure_facts, failure_figures, failure_section, write_failures
 from medmtl.evaluation.failures import FailureConfig, Failures, failure_analysis, score_test, standardised_difference
+from medmtl.evaluation.figures import worst_cases
 from medmtl.evaluation.strata import MISSING, OTHER, stratify
 from medmtl.stats import cluster_weights
 from medmtl.tasks.classification import Classification
 from medmtl.tasks.regression import Regression
+from medmtl.tasks.segmentation import Segmentation
 
 TASKS = {"score": Regression(low=0, high=100)}
 CONFIG = FailureConfig(resamples=100)
@@ -214,13 +217,15 @@ def test_many_cases_of_few_patients_are_too_few() -> None:
 @pytest.mark.parametrize(
     ("values", "strata"),
     [
-        (lambda i: str(i), {"up to 24", "above 24 to 49", "above 49 to 74", "above 74"}),
+        (lambda i: f"{i}.5", {"up to 24.5", "above 24.5 to 49.5", "above 49.5 to 74.5", "above 74.5"}),
         (lambda i: "" if i < 20 else str(i % 3), {MISSING, "0", "1", "2"}),
         (lambda i: float("nan") if i % 2 else float(i % 4), {MISSING, "0.0", "2.0"}),
         (lambda i: "9" if i < 90 else str(i), {"up to 9", "above 9"}),
         (lambda i: "x", set()),
         (lambda i: "", set()),
         (lambda i: f"note {i}", set()),
+        (lambda i: str(i), set()),
+        (lambda i: str(500000 + 37 * i), set()),
     ],
 )
 def test_strata_of_a_column(values: Callable[[int], object], strata: set[str]) -> None:
@@ -231,9 +236,31 @@ def test_strata_of_a_column(values: Callable[[int], object], strata: set[str]) -
     found = stratify(table, "meta.x", minimum=10, groups=5)
     assert set(found.of_case.values()) == strata
     assert bool(found.skipped) == (not strata)
-    if "up to 24" in strata:
-        assert found.of_case["c024"] == "up to 24" and found.of_case["c025"] == "above 24 to 49"
+    if "up to 24.5" in strata:
+        assert found.of_case["c024"] == "up to 24.5" and found.of_case["c025"] == "above 24.5 to 49.5"
         assert set(pd.Series(found.of_case).value_counts()) == {25}
+
+
+@pytest.mark.parametrize("groups", [20, 40, 200])
+def test_a_number_of_the_patient_is_no_stratum_and_an_age_is(groups: int) -> None:
+    """A record's number, the same for all images of a patient, says nothing; ages have ties, however few patients."""
+    for seed in range(20):
+        table = study(seed, groups=groups)
+        rng, patient = np.random.default_rng(seed), table["group"].str[1:].astype(int)
+        numbered = table.assign(**{
+            "meta.record": (patient + 1).astype(str), "meta.image": [str(i) for i in range(len(table))],
+            "meta.age": rng.integers(20, 70, groups)[patient].astype(str), 
+            "meta.bmi": rng.normal(25, 3, groups)[patient],
+        })  # fmt: skip
+        of = {
+            name: stratify(numbered, f"meta.{name}", minimum=10, groups=5) for name in ("record", "image", "age", "bmi")
+        }
+        assert {name for name, strata in of.items() if strata.skipped} == {"record", "image"}, seed
+        assert "hardly two groups share" in of["record"].skipped
+    found = failure_analysis(numbered, TASKS, CONFIG)
+    assert {"meta.record", "meta.image"} <= set(found.skipped) and "meta.age" in set(found.rows["column"])
+    asked = failure_analysis(numbered, TASKS, FailureConfig(resamples=100, columns=("record",)))
+    assert "meta.record" in set(asked.rows["column"]), "asked for by name"
 
 
 def test_only_the_columns_asked_for() -> None:
@@ -272,6 +299,51 @@ def test_the_report_holds_the_strata_escaped_and_the_figure_their_effects(tmp_pa
     assert "Nothing to show" in failure_section(empty) and failure_figures(empty) == {}
 
 
+LESION = Segmentation(classes=("background", "lesion"))
+
+
+def masks(*cases: tuple[str, str, float, float]) -> pd.DataFrame:
+    """(case, group, foreground of the truth, Dice)."""
+    table = pd.DataFrame(cases, columns=["case_id", "group", "target", "dice.lesion"])
+    return table.assign(task="lesion", prediction=0.1)
+
+
+def test_the_worst_cases_are_of_different_patients_first() -> None:
+    table = masks(("a1", "a", 0.2, 0.1), ("a2", "a", 0.2, 0.0), ("a3", "a", 0.2, 0.2), ("b1", "b", 0.2, 0.6),
+                  ("c1", "c", 0.2, 0.5))  # fmt: skip
+    for count, expected in (
+        (1, ["a2"]),
+        (3, ["a2", "c1", "b1"]),
+        (4, ["a2", "a1", "c1", "b1"]),
+        (9, ["a2", "a1", "a3", "c1", "b1"]),
+    ):
+        assert [case for case, _ in worst_cases(table, LESION, count)] == expected
+
+
+def test_empty_truth_is_marked_and_never_all_that_is_shown() -> None:
+    empty = [(f"e{i}", f"e{i}", 0.0, 0.0) for i in range(6)]
+    lesions = [("x", "x", 0.2, 0.0), ("y", "y", 0.2, 0.4), ("z", "z", 0.2, 0.3)]
+    worst = worst_cases(masks(*empty, *lesions), LESION, 4)
+    assert [case for case, _ in worst] == ["x", "e0", "e1", "z"]
+    assert worst[0][1] == "x\n1 - Dice 1.00" and worst[1][1] == "e0\n1 - Dice 1.00\nno foreground in the truth"
+    assert [case for case, _ in worst_cases(masks(*empty), LESION, 4)] == ["e0", "e1", "e2", "e3"], "there is no other"
+    numbers = study(0).assign(target=0.0)
+    assert (
+        len(worst_cases(numbers, TASKS["score"], 4)) == 4
+        and "truth" not in worst_cases(numbers, TASKS["score"], 4)[0][1]
+    )
+
+
+def test_the_colours_of_the_gallery_are_what_its_caption_says() -> None:
+    mask = np.zeros((16, 16), np.int64)
+    mask[4:9, 4:9] = 1
+    item = plots.Evidence("c1", np.zeros((16, 16, 3), np.uint8), mask, mask.T, np.ones((16, 16)))
+    axes = plots.failure_gallery([item], title="worst").axes[1]
+    hues = [colorsys.rgb_to_hsv(*line.get_edgecolor()[0][:3])[0] * 360 for line in axes.collections]
+    assert axes.get_title() == "green annotated, orange predicted"
+    assert 90 < hues[0] < 170 and 15 < hues[1] < 50, "green, then orange"
+
+
 def test_the_gallery_has_image_outlines_and_saliency_of_each_case() -> None:
     image, mask = np.zeros((16, 16, 3), np.uint8), np.zeros((16, 16), np.int64)
     mask[4:9, 4:9] = 1
@@ -284,6 +356,6 @@ def test_the_gallery_has_image_outlines_and_saliency_of_each_case() -> None:
     figure.canvas.draw()
     titles = [axes.get_title() for axes in figure.axes]
     assert titles[::3] == ["c1", "c2", "c3"] and titles[2::3] == ["saliency"] * 3
-    assert titles[1::3] == ["green annotated, red predicted", "predicted: empty", "no mask"]
+    assert titles[1::3] == ["green annotated, orange predicted", "predicted: empty", "no mask"]
     assert len(figure.axes[1].collections) == 2 and not figure.axes[4].collections
     assert plots.failure_gallery([], title="worst")

@@ -43,6 +43,7 @@ from medmtl.fingerprint import (
     training_fingerprint,
     write_fingerprint,
 )
+from medmtl.fingerprint.facts import _percentiles
 from medmtl.inference.job import Gate
 from medmtl.inference.ledger import read_ledger
 from medmtl.inference.pipeline import Job, Summary, look_ahead, predict
@@ -598,3 +599,12 @@ def test_a_volume_of_other_voxels_and_values_is_named(tmp_path: Path) -> None:
     assert (rows["thick.nii.gz"]["gate"], rows["values.nii.gz"]["gate"]) == ("refuse", "refuse")
     assert "spacing_d_mm: 9, trained on 3 to 3" in rows["thick.nii.gz"]["gate.reason"]
     assert "std: 1" in rows["values.nii.gz"]["gate.reason"]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 100, 4097])
+def test_percentiles_are_numpys_to_the_bit(count):
+    values = (np.random.default_rng(count).random((1, count), dtype=np.float32) * 10).round(2)
+    wanted = (0, 1, 50, 99, 100)
+    assert _percentiles(values, wanted) == np.percentile(values.astype(np.float64), wanted).tolist()
+    values[0, -1] = np.nan
+    assert np.isnan(_percentiles(values, wanted)).all()

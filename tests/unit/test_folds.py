@@ -1,5 +1,7 @@
 """Several models as one table: each row is judged by its own fold's settings, and a sweep is read before it trains."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -140,6 +142,18 @@ def test_the_best_entry_is_in_the_metrics_own_direction():
     assert best_entry(_tree("a.mae", ("one", None))) is None
     text = format_sweep(_tree("a.r2", *values))
     assert "val a mae" in text and "val a r2" in text and "0.200 [0.000, 1.000]" in text and "best a.r2" in text
+
+
+def test_an_error_of_a_sweep_stands_beside_the_training_mean_and_median():
+    """An entry that is no better than a constant is called so, whatever its rank."""
+    tree = _tree("a.mae", ("one", 0.4), ("two", 0.2), ("three", None), ("four", 0.3))
+    for row, mean, median in zip(tree["entries"], (0.31, 0.31, 0.31, 0.35), (0.3, 0.3, 0.3, 0.36), strict=True):
+        row["trivial"] = {"val": {"a": {"training_mean": {"mae": mean}, "training_median": {"mae": median}}}}
+    lines = format_sweep(tree).splitlines()
+    assert re.split("  +", lines[0]) == ["entry", "val a mae", "training mean", "training median", "run"]
+    cells = [re.split("  +", line) for line in lines[1:5]]
+    assert [row[2:4] for row in cells] == [["0.310", "0.300"]] * 3 + [["0.350", "0.360"]]
+    assert lines[-1] == "val a mae: no better than a constant (training mean or median): one"
 
 
 def test_a_sweeps_figure_is_drawn_with_and_without_values():

@@ -78,6 +78,22 @@ def test_a_mark_keeps_its_place_in_the_patient_there_and_back(place, spacing):
         np.testing.assert_array_equal(back, volume.array)
 
 
+@pytest.mark.parametrize(
+    ("size_mm", "positions"), [(5.0, 5), (4.0, 4), (3.0, 3), (2.0, 2), (1.75, 7), (1.2, 6), (0.75, 3)]
+)
+def test_a_single_voxel_is_moved_by_aliasing_and_by_nothing_else(size_mm, positions):
+    """Sampled more coarsely, its centre of mass depends on where between the new voxels it lay; the mean is unmoved."""
+    config = VolumeGrid(spacing_mm=(size_mm,) * 3, intensity=RangeIntensity(low=0, high=1))
+    offsets = []
+    for place in (10 + np.arange(positions)[:, None] + np.array([0, 2, 5])) % 31:
+        array = np.zeros((36, 40, 44), np.float32)
+        array[tuple(place)] = 1
+        tensor, grid = config.image(Volume(array, np.eye(4)))
+        offsets.append(centroid_mm(tensor[0].numpy(), grid.affine) - place)
+    assert np.abs(np.mean(offsets, 0)).max() < 0.01
+    assert np.abs(offsets).max() < 0.13 * size_mm
+
+
 @places
 @pytest.mark.parametrize("codes", ["SAR", "ASR", "LPS"])
 def test_axes_run_as_asked_and_agree_with_monai(place, codes):

@@ -148,7 +148,7 @@ def test_every_image_is_a_row_and_bad_ones_say_why(mixed: tuple[Summary, Path]) 
     bad |= {"empty.png": "E-FILE-EMPTY", "text.png": "E-FILE-CONTENT"}  # by their first bytes, before being opened
     assert {name: row["code"] for name, row in errors.items()} == bad
     assert all(row["message"] and row["remedy"] for row in errors.values())
-    assert errors["small.png"]["remedy"].startswith("give larger images; in a study,")
+    assert errors["small.png"]["remedy"].startswith("give the image in the resolution of the training images")
     assert {name for name, row in rows.items() if row["status"] == "failed"} == set(bad)
     assert set(rows) == {*bad, "0.png", "1.png", "2.png", "photo.JPG", "one.tif", "many.tiff#0", "many.tiff#1",
                          "'=SUM(1).png", "blank.png"}  # fmt: skip

@@ -1,17 +1,19 @@
-"""Laws of several bundles as one model: means and spreads by hand, one bundle twice is that bundle, costs are told."""
+"""Laws of several bundles as one model: means and spreads by hand, of equal weights no spread, costs are told."""
 
 import csv
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from rich.console import Console
 
-from medmtl.bundle import ModelSpec, load_bundle, save_bundle
+from medmtl.bundle import SPEC, ModelSpec, load_bundle, save_bundle
 from medmtl.errors import UserError
 from medmtl.inference.forward import Model
 from medmtl.inference.pipeline import Job, Summary, predict
@@ -87,9 +89,12 @@ def test_cells_are_means_and_spreads_of_the_bundles(folds: list[Path], scans: Pa
     assert row["bundle"] == "+".join(bundle.id for bundle in loaded)
 
 
-def test_one_bundle_twice_is_that_bundle(folds: list[Path], scans: Path, tmp_path: Path) -> None:
+def test_the_same_weights_twice_are_those_weights(folds: list[Path], scans: Path, tmp_path: Path) -> None:
     _run(folds[:1], scans, tmp_path / "one")
-    _run([folds[0], folds[0]], scans, tmp_path / "two")
+    loaded = load_bundle(folds[0])
+    other = loaded.spec.model_copy(update={"views": "flips"})  # which the first bundle does not ask for
+    save_bundle(tmp_path / "again", other, loaded.model, provenance={}, card="")
+    _run([folds[0], tmp_path / "again"], scans, tmp_path / "two")
     one, two = _table(tmp_path / "one"), _table(tmp_path / "two")
     for name, row in one.items():
         for column in row:
@@ -97,6 +102,35 @@ def test_one_bundle_twice_is_that_bundle(folds: list[Path], scans: Path, tmp_pat
                 assert two[name][column] == row[column], column
         assert {two[name][f"{task}.spread"] for task in TASKS} == {"0"}
     assert "grade.spread" not in one["0.png"]
+
+
+def test_one_bundle_twice_is_refused(folds: list[Path], scans: Path, tmp_path: Path) -> None:
+    """Its spread of 0 would look like certainty."""
+    shutil.copytree(folds[0], tmp_path / "copy")
+    for twice in ([folds[0], folds[0]], [folds[1], folds[0], tmp_path / "copy"]):
+        with pytest.raises(UserError, match=r"E-PRE-ENSEMBLE .* given twice"):
+            _run(twice, scans, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_bundle_whose_specification_nothing_seals_is_warned_about(
+    folds: list[Path], scans: Path, tmp_path: Path
+) -> None:
+    old = tmp_path / "old"
+    shutil.copytree(folds[1], old)
+    tree = yaml.safe_load((old / SPEC).read_text())
+    del tree["spec_sha256"]
+    (old / SPEC).write_text(yaml.safe_dump({**tree, "format": 1}, sort_keys=False))
+    said = {name: io.StringIO() for name in ("sealed", "old")}
+    for name, bundle in (("sealed", folds[1]), ("old", old)):
+        job = Job(folds[0], scans, tmp_path / name / "out", also=(bundle,), device="cpu", gate="off")
+        predict(job, console=Console(file=said[name], width=300))
+    ids = [load_bundle(old).id]
+    text = f"whether the specification of {ids[0]} was edited"
+    for name, found in (("sealed", []), ("old", ids)):
+        out = tmp_path / name / "out"
+        assert json.loads((out / "manifest.json").read_text())["unsealed"] == found
+        assert (text in (out / "summary.md").read_text()) == (text in said[name].getvalue()) == bool(found)
 
 
 def test_the_cost_of_each_is_told(folds: list[Path], scans: Path, tmp_path: Path) -> None:

@@ -14,11 +14,14 @@ import torch
 from jobs_made import GRADE, made_bundle, stepping
 from rich.console import Console
 
+from medmtl.inference import inputs
 from medmtl.inference import watch as watching
+from medmtl.inference.inputs import Listing
 from medmtl.inference.job import Job, Summary
 from medmtl.inference.ledger import read_ledger
+from medmtl.inference.pipeline import Session
 from medmtl.inference.watch import Clock, Settled, watch
-from medmtl.ingest.walk import Found
+from medmtl.ingest.walk import Found, Walked
 from medmtl.io.raster import write_png
 from medmtl.predictor import Predictor
 
@@ -123,6 +126,34 @@ def test_a_study_that_ends_the_process_is_quarantined(
     assert _watch(bundle, tmp_path, _nothing, _nothing, _nothing).ok == 3
 
 
+def test_a_quarantined_study_is_tried_again_when_it_is_touched(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = _picture(tmp_path / "in" / "a" / "good.png")
+
+    class PowerCut(BaseException):
+        """Not the study's fault, which nobody can know."""
+
+    def decode(self: Predictor, image: torch.Tensor, *more: Any) -> dict[str, torch.Tensor]:
+        raise PowerCut
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Predictor, "decode", decode)
+        for _ in range(2):
+            with pytest.raises(PowerCut):
+                _watch(bundle, tmp_path, _nothing, _nothing, _nothing)
+
+    def told() -> Any:
+        return json.loads((tmp_path / "out" / "manifest.json").read_text())["inputs"]
+
+    def touch() -> None:
+        assert told() == {"a/good.png": "E-PRE-POISON"}  # though nothing is wrong any more
+        os.utime(path, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns + 10**9))
+
+    assert _watch(bundle, tmp_path, _nothing, _nothing, touch, _nothing, _nothing, _nothing).ok == 1
+    assert told() == {"a/good.png": "ok"}
+
+
 def _mean(path: Path) -> float:
     from medmtl.io.raster import read_image
 
@@ -145,6 +176,60 @@ def test_a_signal_in_the_middle_of_a_study_is_no_failure_of_it(
         assert _watch(bundle, tmp_path, *[_nothing] * 9).ok == 32  # the batch at hand
     assert json.loads((tmp_path / "out" / watching._BEGUN).read_text()) == {}
     assert _watch(bundle, tmp_path, _nothing, _nothing, _nothing).ok == 40
+
+
+def test_many_loose_files_are_one_look_and_one_report(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is a study; a walk and tables for each would take time that grows with the square of their number."""
+    for n in range(12):
+        _picture(tmp_path / "in" / f"{n:02d}.png", n)
+    walks, reports = [], []
+    walk, report = inputs.walk, Session.report
+    monkeypatch.setattr(inputs, "walk", lambda root: walks.append(root) or walk(root))
+    monkeypatch.setattr(Session, "report", lambda self, listing: reports.append(listing) or report(self, listing))
+    assert _watch(bundle, tmp_path, *[_nothing] * 4).ok == 12
+    assert len(walks) == 6  # at the start, and one a round
+    assert [len(listing.inputs) for listing in reports] == [12, 12]  # when all were taken, and at the end
+
+
+def test_a_long_queue_is_reported_on_while_it_is_dealt_with(bundle: Path, tmp_path: Path) -> None:
+    for n in range(5):
+        _picture(tmp_path / "in" / f"{n:02d}.png", n)
+    now, rows = [0.0], []
+
+    def tick() -> float:  # a study takes as long as half the time between two reports
+        table = tmp_path / "out" / "predictions.csv"
+        rows.append(len(table.read_text().splitlines()) - 1 if table.exists() else 0)
+        now[0] += watching._REPORT_S / 2
+        return now[0]
+
+    def sleep(seconds: float) -> None:
+        if rows[-1] == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    job = Job(bundle, tmp_path / "in", tmp_path / "out", device="cpu")
+    assert watch(job, settle_s=1.0, clock=Clock(tick, sleep), console=Console(file=io.StringIO())).ok == 5
+    assert sorted(set(rows)) == [0, 2, 4, 5]
+
+
+def test_a_study_that_changes_while_others_are_dealt_with_is_not_read(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (_picture(tmp_path / "in" / name / "x.png", n) for n, name in enumerate("ab"))
+    whole, real = second.read_bytes(), Session.planned
+    asked: list[str] = []
+
+    def planned(self: Session, study: Walked) -> Listing:
+        asked.extend(found.path for found in study.files)
+        if len(asked) == 1:
+            second.write_bytes(whole[:100])  # copied anew, and not yet whole
+        return real(self, study)
+
+    monkeypatch.setattr(Session, "planned", planned)
+    summary = _watch(bundle, tmp_path, *[_nothing] * 3, lambda: second.write_bytes(whole), *[_nothing] * 4)
+    assert asked == ["a/x.png", "b/x.png"] and first.exists()
+    assert (summary.ok, summary.failed) == (2, 0)
 
 
 def test_results_inside_the_drop_folder_are_no_study(bundle: Path, tmp_path: Path) -> None:

@@ -18,8 +18,7 @@ from jobs_made import GRADE, made_bundle
 from rich.console import Console
 
 from medmtl.cli import run
-from medmtl.inference import heartbeat
-from medmtl.inference import watch as watching
+from medmtl.inference import heartbeat, inputs
 from medmtl.inference.heartbeat import HEARTBEAT, SILENT_S, Beat, Heart, health, read_beat
 from medmtl.inference.isolated import _TIMEOUT_S
 from medmtl.inference.job import Job
@@ -242,8 +241,8 @@ def test_a_folder_that_does_not_answer_is_unhealthy(
             found.append(scene.health())
         return real(root)
 
-    real = watching.walk
-    monkeypatch.setattr(watching, "walk", walk)
+    real = inputs.walk
+    monkeypatch.setattr(inputs, "walk", walk)
     scene.watch(lambda: None)
     assert len(found) == 1 and not found[0].ok and "(waiting" in found[0].reason
 

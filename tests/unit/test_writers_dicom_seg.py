@@ -15,6 +15,7 @@ from writers_made import CELLS, blobs, case_of, centroid_mm, dense_of, phantom, 
 
 from medmtl.data.synthetic.dicom import write_phantom
 from medmtl.errors import UserError
+from medmtl.inference import writers
 from medmtl.inference.writers import dicom_seg
 from medmtl.inference.writers.findings import Coding
 from medmtl.io.deidentify.folder import deidentify_folder
@@ -316,6 +317,39 @@ def test_a_source_without_frame_of_reference_gets_one_that_stays_the_same(tmp_pa
     (stack,) = stacks(tmp_path / "scan")
     read = [pydicom.dcmread(dicom_seg.write(case_of(stack), tmp_path / name)[0]) for name in "ab"]
     assert read[0].FrameOfReferenceUID == read[1].FrameOfReferenceUID and len(read[0].FrameOfReferenceUID) > 20
+
+
+@pytest.mark.parametrize(
+    ("keyword", "bad"),
+    [
+        ("SOPInstanceUID", "1.2.8a3.4"),
+        ("SeriesInstanceUID", "1.2." + "3" * 61),
+        ("StudyInstanceUID", "1.2.03.4"),
+        ("FrameOfReferenceUID", "1.2..3"),
+        ("ReferencedStudySequence", "1.2.b"),  # which highdicom copies
+    ],
+)
+def test_a_source_whose_uids_are_none_has_a_warning_and_no_dicom_result(tmp_path, keyword, bad):
+    write_phantom(tmp_path / "scan", "axial")
+    for number, path in enumerate(sorted((tmp_path / "scan").glob("*.dcm"))):
+        ds = pydicom.dcmread(path)
+        if keyword == "ReferencedStudySequence":
+            item = pydicom.Dataset()
+            item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = "1.2.840.10008.3.1.2.3.1", bad
+            ds.ReferencedStudySequence = [item]
+        else:
+            ds[keyword].value = f"{bad}.{number}" if keyword == "SOPInstanceUID" else bad
+        ds.save_as(path)
+    (stack,) = stacks(tmp_path / "scan")
+    formats = ("nifti", "dicom-seg", "dicom-sr", "json")
+    written = writers.write_case(case_of(stack), tmp_path / "out", writers.Output(formats=formats))
+    without = ["dicom-seg"] if keyword == "FrameOfReferenceUID" else ["dicom-seg", "dicom-sr"]  # a report has none
+    assert [warning.partition(":")[0] for warning in written.warnings] == [
+        f"W-OUT-FORMAT no {name}" for name in without
+    ]
+    assert all("is no valid UID" in warning and bad not in warning for warning in written.warnings)
+    suffixes = {".gz", ".json"} | ({".dcm"} if len(without) == 1 else set())
+    assert {path.suffix for path in written.paths} == {path.suffix for path in (tmp_path / "out").iterdir()} == suffixes
 
 
 def test_a_source_that_changed_or_went_is_no_source(tmp_path):

@@ -16,11 +16,12 @@ from PIL import Image
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from medmtl import cli
-from medmtl.config import load, read_yaml
+from medmtl.config import load, read_yaml, validate
 from medmtl.data.case import read_manifest
 from medmtl.data.synthetic.colposcopy import write_colposcopy_study
 from medmtl.evaluation import html
 from medmtl.evaluation.plots import canvas
+from medmtl.prepared import prepare
 from medmtl.runs import RunFolder
 from medmtl.study import Study
 
@@ -176,6 +177,11 @@ def test_the_table_sets_all_tasks_against_each_alone(place: Path) -> None:
             assert cell["low"] <= cell["high"]
     text = (folder / "crossval.txt").read_text()
     assert "all tasks" in text and "alone" in text and text.count("suspicious") == 3
+    control = json.loads((folder / "evaluation" / "evaluation.json").read_text())["tasks"]["swede"]["controls"]
+    for name in ("training_mean", "training_median"):
+        error = f"{control[name]['metrics']['mae']['control']:.3f}"
+        (line,) = (line for line in text.splitlines() if f"mae of the {name.replace('_', ' ')}" in line)
+        assert line.split()[-2:] == [error, error], "the same folds have the same constants"
     alone = {task: folder / f"evaluation-only-{task}" for task in comparison}
     assert list(alone) == ["suspicious", "swede", "lesion"]
     assert [task for task in alone if (alone[task] / "per-group").is_dir()] == ["suspicious", "swede"]  # no masks
@@ -312,6 +318,8 @@ def test_a_sweep_compares_on_validation_and_reads_the_test_part_when_told(
         )
         kept = json.loads((run / "validation.json").read_text())
         assert row["metrics"]["val"]["swede"]["mae"] == kept["tasks"]["swede"]["overall"]["mae"]
+        for name, error in _constants_on_validation(study, "swede").items():
+            assert row["trivial"]["val"]["swede"][name]["mae"] == pytest.approx(error)
     assert (folder / "sweep.png").is_file()
     assert cli.run([*arguments, "--test"]) == 0
     said = capsys.readouterr().out
@@ -319,6 +327,8 @@ def test_a_sweep_compares_on_validation_and_reads_the_test_part_when_told(
     for row in json.loads((folder / "sweep.json").read_text())["entries"]:
         evaluation = json.loads((place / "runs" / row["run"] / "evaluation" / "evaluation.json").read_text())
         assert row["metrics"]["test"]["swede"]["mae"] == evaluation["tasks"]["swede"]["overall"]["mae"]
+        known = evaluation["tasks"]["swede"]["controls"]["training_mean"]["metrics"]["mae"]["control"]
+        assert row["trivial"]["test"]["swede"]["training_mean"]["mae"] == known
     client = MlflowClient(f"sqlite:///{place / 'mlflow.db'}")
     (parent,) = [
         run
@@ -327,6 +337,14 @@ def test_a_sweep_compares_on_validation_and_reads_the_test_part_when_told(
     ]
     assert parent.data.tags["resumed"] == "1"
     assert "little.val.suspicious.auroc" in parent.data.metrics
+
+
+def _constants_on_validation(tree: dict, task: str) -> dict[str, float]:
+    """The errors on validation of the mean and the nearest level to the median of the training labels."""
+    split = prepare(validate(Study, tree, where="test")).split
+    labels = [[int(case.targets[task]) for case in part if task in case.targets] for part in (split.train, split.val)]
+    return {f"training_{name}": float(np.abs(np.array(labels[1]) - of(labels[0])).mean())
+            for name, of in (("mean", np.mean), ("median", np.median))}  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 write_png(folder / f"masks/{name}.png", mask)
                 targets["lesion"] = f"masks/{name}.png"
             part = "train" if group < 16 else "val" if group < 24 else "test"
-            meta = {"comorbidity": "yes" if ill else "no", "visit": str(k // 2), "age": str(20 + group)}
+            meta = {"comorbidity": "yes" if ill else "no", "visit": str(k // 2), "age": str(20 + group // 2)}
             found.append(Case(name, f"p{group:02d}", f"images/{name}.png", "site", part, targets, meta))
     write_manifest(folder / "manifest.csv", found)
     tree = {

@@ -53,7 +53,7 @@ def strata_forest(rows: pd.DataFrame, *, title: str) -> Figure:
 
 
 def failure_gallery(items: Sequence[Evidence], *, title: str) -> Figure:
-    """A row of panels per case: image, outlines (green: annotated, red: predicted), saliency."""
+    """A row of panels per case: image, outlines (green: annotated, orange: predicted), saliency."""
     if not items:
         return placeholder(title, "no labelled case")
     figure, grid = image_grid(title, _PANELS * len(items), columns=_PANELS, width=2.6, height=2.75)
@@ -77,4 +77,4 @@ def _outlines(axes: Axes, item: Evidence) -> str:
         found.append(name if (mask > 0).any() else f"{name}: empty")
         if (mask > 0).any() and not (mask > 0).all():
             axes.contour(mask > 0, levels=[0.5], colors=[color], linewidths=1.2)
-    return "green annotated, red predicted" if found == ["annotated", "predicted"] else ", ".join(found) or "no mask"
+    return "green annotated, orange predicted" if found == ["annotated", "predicted"] else ", ".join(found) or "no mask"

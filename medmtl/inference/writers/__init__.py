@@ -4,6 +4,7 @@ Every file says that it is for research only. None holds more of the patient tha
 patient from the source file, everything else knows the source by the name that the job gave it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -13,6 +14,7 @@ from pydantic import Field, field_validator
 from medmtl.config import Config
 from medmtl.inference.prediction import CasePrediction
 from medmtl.inference.writers import dicom_seg, dicom_sr, nifti, record, report
+from medmtl.inference.writers.dicom_common import InvalidUID
 from medmtl.inference.writers.findings import Coding
 from medmtl.io.volume import Volume
 
@@ -43,7 +45,8 @@ class Written:
 
 
 def write_case(case: CasePrediction, out: Path, output: Output) -> Written:
-    """Every chosen format below ``out``, the folder of this case; what its source cannot have is a warning.
+    """Every chosen format below ``out``, the folder of this case; what its source cannot have is a warning: also DICOM
+    results of a source whose UIDs are none.
 
     Raises UserError: ``E-OUT-SOURCE`` and ``E-FILE-CHANGED`` (a DICOM source that is no longer what was read),
     ``E-OUT-DICOM`` (its headers allow no DICOM result), EnvironmentFailure (``E-DISK``).
@@ -54,19 +57,27 @@ def write_case(case: CasePrediction, out: Path, output: Output) -> Written:
         if reason := _lacking(case, name):
             warnings.append(f"W-OUT-FORMAT no {name}: {reason}")
             continue
-        match name:
-            case "nifti":
-                made = nifti.write(case, out, probabilities=output.probabilities, coding=output.coding)
-            case "dicom-seg":
-                made = dicom_seg.write(case, out, kind=output.segmentation, coding=output.coding)
-            case "dicom-sr":
-                made = dicom_sr.write(case, out, segmentations=paths.get("dicom-seg", ()), coding=output.coding)
-            case "json":
-                made = record.write(case, out, coding=output.coding)
-            case "html":
-                made = report.write(case, out)
-        paths[name] = made
+        try:
+            paths[name] = _written(case, out, output, name, paths.get("dicom-seg", ()))
+        except InvalidUID as error:
+            warnings.append(f"W-OUT-FORMAT no {name}: {error.what}")
     return Written(tuple(path for made in paths.values() for path in made), tuple(warnings))
+
+
+def _written(
+    case: CasePrediction, out: Path, output: Output, name: Format, segmentations: Sequence[Path]
+) -> list[Path]:
+    match name:
+        case "nifti":
+            return nifti.write(case, out, probabilities=output.probabilities, coding=output.coding)
+        case "dicom-seg":
+            return dicom_seg.write(case, out, kind=output.segmentation, coding=output.coding)
+        case "dicom-sr":
+            return dicom_sr.write(case, out, segmentations=segmentations, coding=output.coding)
+        case "json":
+            return record.write(case, out, coding=output.coding)
+        case "html":
+            return report.write(case, out)
 
 
 def _lacking(case: CasePrediction, name: Format) -> str:

@@ -16,7 +16,8 @@ from highdicom.coding_schemes import CodingSchemeIdentificationItem
 from highdicom.sr import CodedConcept
 from pydicom import Dataset, dcmread
 from pydicom.dataset import FileMetaDataset
-from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRLittleEndian
+from pydicom.multival import MultiValue
+from pydicom.uid import UID, ComputedRadiographyImageStorage, ExplicitVRLittleEndian
 from pydicom.valuerep import DA, TM
 
 from medmtl import __version__
@@ -187,8 +188,29 @@ def refusals(what: str) -> Iterator[None]:
         ) from error
 
 
+class InvalidUID(UserError):
+    """A UID of the source that its results would have to repeat is none."""
+
+
+def check_uids(ds: Dataset) -> None:
+    """Refuse an object that holds a UID which is none (PS3.5 9.1): an archive would refuse it, or store it as another.
+
+    Ours are valid; every other one was copied, also those that highdicom copies of the source's requests.
+    """
+    for element in ds.iterall():
+        if element.VR == "UI":
+            values = element.value if isinstance(element.value, MultiValue) else [element.value]
+            if not all(value and UID(value).is_valid for value in values):
+                raise InvalidUID(
+                    "E-OUT-DICOM",
+                    f"the {element.name} of the source is no valid UID",
+                    "choose another output format for it, or mend its headers",
+                )
+
+
 def save(path: Path, ds: Dataset) -> Path:
-    """Write a DICOM file, whole or not at all."""
+    """Write a DICOM file, whole or not at all; InvalidUID where it would not be one."""
+    check_uids(ds)
     with atomic_path(path) as temporary:
         ds.save_as(temporary, enforce_file_format=True)
     return path
