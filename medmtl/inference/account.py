@@ -22,9 +22,9 @@ from medmtl.config import plain
 from medmtl.errors import NOTHING, OK, PARTIAL
 from medmtl.files import write_atomic
 from medmtl.inference.folder import ERRORS, INDEX, MANIFEST, PREDICTIONS, SOURCES, SUMMARY
-from medmtl.inference.inputs import Listing
 from medmtl.inference.job import Job, Summary
 from medmtl.inference.ledger import Entry
+from medmtl.inference.listing import Listing
 from medmtl.inference.work import Work
 from medmtl.inference.writers.overlay import colour
 from medmtl.inference.writers.report import write_index

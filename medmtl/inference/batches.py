@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medmtl.bundle import ModelSpec
-from medmtl.inference.inputs import Input
+from medmtl.inference.listing import Input
 from medmtl.tasks.segmentation import Segmentation
 
 _FLOAT = 4  # bytes

@@ -5,11 +5,10 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
 
 from PIL import Image
 
@@ -17,12 +16,13 @@ from medmtl.data.preprocess import Preprocess
 from medmtl.errors import UserError
 from medmtl.inference import earlier
 from medmtl.inference.dimensions import wrong_dimensions
+from medmtl.inference.listing import Input, Kind, Listing
 from medmtl.inference.names import Taken, free, output_names
 from medmtl.ingest.scanned import Scanned
 from medmtl.ingest.tasks import Headers, read_headers
 from medmtl.ingest.walk import Aside, Found, Walked, walk
 from medmtl.io.dicom.record import Header, header_from_json
-from medmtl.io.dicom.series import Policy, Stack, plan
+from medmtl.io.dicom.series import Policy, plan
 from medmtl.io.nifti import files_of, read_header
 from medmtl.io.raster import FORMATS
 from medmtl.io.reasons import REMEDY
@@ -31,66 +31,6 @@ KEYWORDS = ("BodyPartExamined", "IssuerOfPatientID")  # kept of every header, be
 _PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 _NIFTI = (".nii", ".nii.gz", ".hdr")
 _CHUNK = 32  # files that a thread reads before it takes the next ones
-Kind = Literal["raster", "nifti", "dicom", "file"]  # file: refused before it was clear what it is
-
-
-@dataclass(frozen=True)
-class Input:
-    """One image, or something that should have been one and is ``refused``.
-
-    ``id`` is its key in the tables: of a picture or NIfTI file its path, or a hash of it (``hashed``), with ``#`` and
-    the page where it has several. A DICOM volume's is modality and a hash of its study and series, since folders and
-    file names may name a patient. In a drop folder the hash is also of what the volume lies in there: the same series
-    may come twice.
-    """
-
-    id: str
-    kind: Kind
-    files: tuple[Found, ...]  # below the source folder
-    name: str = ""  # of what is written for it
-    page: int = 0
-    pages: int = 1  # each an input
-    frames: int = 1  # of a picture of one page: those of an animated PNG, or JPEGs one behind the other
-    stack: Stack | None = None
-    shape: tuple[int, ...] = ()  # of the decoded image as its header says; empty where unknown
-    voxel_mm3: float | None = None
-    refused: UserError | None = None
-    hashed: bool = False  # nothing that is written or told may say what its files are called
-
-    @property
-    def path(self) -> str:
-        """The path for tables that are passed on: none of a DICOM file, nor where paths are not to be told."""
-        return self.files[0].path if self.kind in ("raster", "nifti") and not self.hashed else ""
-
-
-@dataclass(frozen=True)
-class Listing:
-    """The inputs, sorted by id, and what was left aside: files by kind."""
-
-    inputs: tuple[Input, ...]
-    ignored: Mapping[str, int]
-    files: int  # everything that the walk met
-
-    def accounted(self) -> bool:
-        """Whether every file is part of an input or was left aside."""
-        used = {found.path for item in self.inputs for found in item.files}
-        return len(used) + sum(self.ignored.values()) == self.files
-
-    @property
-    def told(self) -> str:
-        """What a user should hear of who expects more inputs; empty where nothing is."""
-        count = self.ignored.get(earlier.KIND, 0)
-        return f"{count} files are {earlier.KIND} and were left aside" if count else ""
-
-    @classmethod
-    def joined(cls, parts: Iterable["Listing"]) -> "Listing":
-        """Listings of folders that share no file as one."""
-        parts = tuple(parts)
-        ignored: Counter[str] = Counter()
-        for part in parts:
-            ignored.update(part.ignored)
-        inputs = sorted((item for part in parts for item in part.inputs), key=lambda item: item.id)
-        return cls(tuple(inputs), dict(sorted(ignored.items())), sum(part.files for part in parts))
 
 
 @dataclass

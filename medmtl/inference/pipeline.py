@@ -26,9 +26,10 @@ from medmtl.inference.account import Account, share_of, unsealed, write_account
 from medmtl.inference.batches import Batch, default_budget
 from medmtl.inference.folder import check_folders, clear, tidy
 from medmtl.inference.forward import Model
-from medmtl.inference.inputs import Finder, Listing
+from medmtl.inference.inputs import Finder
 from medmtl.inference.job import Job, Summary
 from medmtl.inference.ledger import Ledger
+from medmtl.inference.listing import Listing
 from medmtl.inference.outputs import check_coding
 from medmtl.inference.work import Work
 from medmtl.ingest.walk import Walked

@@ -19,8 +19,8 @@ from medmtl.data.preprocess import Preprocess
 from medmtl.errors import EnvironmentFailure, UserError
 from medmtl.files import inside, sha256
 from medmtl.fingerprint import Facts, look
-from medmtl.inference.inputs import Input
 from medmtl.inference.isolated import load_stack
+from medmtl.inference.listing import Input
 from medmtl.ingest.rules import dicom_value
 from medmtl.ingest.walk import Found
 from medmtl.io.nifti import files_of, read_nifti

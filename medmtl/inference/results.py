@@ -11,7 +11,7 @@ from medmtl.data.preprocess import Preprocess
 from medmtl.errors import UserError
 from medmtl.fingerprint import Verdict
 from medmtl.inference.forward import Decoded
-from medmtl.inference.inputs import Input
+from medmtl.inference.listing import Input
 from medmtl.inference.prediction import CasePrediction, Cell, DenseMap, Source
 from medmtl.inference.reading import Loaded, is_finite
 from medmtl.inference.writers.table import global_cells

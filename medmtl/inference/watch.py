@@ -31,8 +31,9 @@ from medmtl.errors import OK, EnvironmentFailure, TrainingInterrupted, UserError
 from medmtl.files import write_atomic
 from medmtl.inference import earlier
 from medmtl.inference.heartbeat import Heart
-from medmtl.inference.inputs import Finder, Listing
+from medmtl.inference.inputs import Finder
 from medmtl.inference.job import Job, Summary
+from medmtl.inference.listing import Listing
 from medmtl.inference.pipeline import Session, opened
 from medmtl.inference.reading import Loaded
 from medmtl.ingest.walk import Found, Walked

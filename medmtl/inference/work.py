@@ -17,9 +17,9 @@ from medmtl.files import sha256
 from medmtl.fingerprint import Facts, Fingerprint, Verdict, compare
 from medmtl.inference.batches import Batch, batches, cost_of
 from medmtl.inference.forward import Decoded, Model
-from medmtl.inference.inputs import Input
 from medmtl.inference.job import Job
 from medmtl.inference.ledger import Cell, Entry, Ledger, Status
+from medmtl.inference.listing import Input
 from medmtl.inference.outputs import leftovers, write_case
 from medmtl.inference.reading import Loaded, Reader, explained
 from medmtl.inference.remedies import remedy

@@ -1,6 +1,5 @@
 """Runs that are trained: what may still be said about their evaluation, and their worst cases when they are pooled."""
 
-import io
 import json
 import shutil
 from collections.abc import Iterator
@@ -12,14 +11,12 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from figures_made import undrawn
 from laws import cases, written
-from PIL import Image
 
 from medmtl import cli
 from medmtl.bundle import load_bundle
 from medmtl.config import load
-from medmtl.evaluation import html
-from medmtl.evaluation.plots import canvas
 from medmtl.experiment import freeze_thresholds, train
 from medmtl.pooling import evaluated, pool_runs
 from medmtl.predictor import Predictor
@@ -33,12 +30,7 @@ FOLDS = 2
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_picture_for_all() -> Iterator[None]:
-    """Every figure is made, none is drawn."""
-    blank = io.BytesIO()
-    Image.new("RGB", (1, 1)).save(blank, "png")
-    with pytest.MonkeyPatch.context() as patched:
-        for module in (canvas, html):
-            patched.setattr(module, "render", lambda figure, kind, salt="": blank.getvalue())
+    with undrawn():
         yield
 
 

@@ -16,9 +16,9 @@ from rich.console import Console
 
 from medmtl.inference import inputs
 from medmtl.inference import watch as watching
-from medmtl.inference.inputs import Listing
 from medmtl.inference.job import Job, Summary
 from medmtl.inference.ledger import read_ledger
+from medmtl.inference.listing import Listing
 from medmtl.inference.pipeline import Session
 from medmtl.inference.watch import Clock, Settled, watch
 from medmtl.ingest.walk import Found, Walked

@@ -1,6 +1,5 @@
 """All folds of a study as one evaluation, tasks alone beside it, and sweeps: through the commands, end to end."""
 
-import io
 import json
 import re
 import shutil
@@ -11,16 +10,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from figures_made import undrawn
 from mlflow import MlflowClient
-from PIL import Image
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from medmtl import cli
 from medmtl.config import load, read_yaml, validate
 from medmtl.data.case import read_manifest
 from medmtl.data.synthetic.colposcopy import write_colposcopy_study
-from medmtl.evaluation import html
-from medmtl.evaluation.plots import canvas
 from medmtl.prepared import prepare
 from medmtl.runs import RunFolder
 from medmtl.study import Study
@@ -32,12 +29,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_picture_for_all() -> Iterator[None]:
-    """Every figure is made, none is drawn: drawing 200 of them takes minutes, and other tests look at them."""
-    blank = io.BytesIO()
-    Image.new("RGB", (1, 1)).save(blank, "png")
-    with pytest.MonkeyPatch.context() as patched:
-        for module in (canvas, html):
-            patched.setattr(module, "render", lambda figure, kind, salt="": blank.getvalue())
+    with undrawn():
         yield
 
 
