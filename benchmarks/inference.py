@@ -22,6 +22,8 @@ import torch
 from rich.console import Console
 
 from medmtl.bundle import ModelSpec, load_bundle, save_bundle
+from medmtl.data.case import Case
+from medmtl.fingerprint import training_fingerprint, write_fingerprint
 from medmtl.inference.pipeline import Job, opened
 from medmtl.io.raster import read_image, write_png
 from medmtl.predictor import Predictor
@@ -31,7 +33,8 @@ FEW, MANY = 100, 10_000  # pictures
 _MEMORY_S = 300.0  # for both jobs whose peaks are compared
 
 
-def bundle(folder: Path, encoder: str, size: int, tasks: list[str]) -> Path:
+def bundle(folder: Path, encoder: str, size: int, tasks: list[str], known: Path | None = None) -> Path:
+    """An untrained bundle; with the fingerprint of the pictures ``known``, so that the gate has its work."""
     torch.manual_seed(0)
     tree = {
         "preprocess": {"window": [size, size]},
@@ -39,7 +42,11 @@ def bundle(folder: Path, encoder: str, size: int, tasks: list[str]) -> Path:
         "tasks": {name: {"kind": "classification", "classes": ["no", "yes"]} for name in tasks},
     }
     spec = ModelSpec.model_validate(tree)
-    save_bundle(folder, spec, spec.build(), provenance={}, card="")
+    model, provenance = spec.build(), {}
+    if known is not None:
+        cases = [Case(file.stem, file.stem, file.name, "", "", {}, {}) for file in sorted(known.glob("*.png"))]
+        provenance = write_fingerprint(folder, training_fingerprint(Predictor(model, spec), cases, known))
+    save_bundle(folder, spec, model, provenance=provenance, card="")
     return folder
 
 
@@ -130,8 +137,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         source = scans(root / "scans", given.images, given.size)
-        shared = bundle(root / "shared", given.encoder, given.size, names)
-        single = [bundle(root / name, given.encoder, given.size, [name]) for name in names]
+        shared = bundle(root / "shared", given.encoder, given.size, names, source)
+        single = [bundle(root / name, given.encoder, given.size, [name], source) for name in names]
         shares: list[Cost] = []
         singles: list[Cost] = []
         passes: list[Cost] = []

@@ -179,11 +179,12 @@ def read_spec(path: Path) -> dict[str, Any]:
             f"copy the bundle again, or use the version that wrote it ({tree.get('medmtl')})",
             where=str(path),
         )
-    unsealed = tree["format"] == UNSEALED and _DIGEST not in tree
-    if not unsealed and tree.get(_DIGEST) != _digest(tree):
+    kept = tree.get(_DIGEST)
+    unsealed = tree["format"] == UNSEALED and kept is None
+    if not unsealed and kept != _digest(tree):
         raise SafetyRefusal(
             "E-BUN-HASH",
-            f"the specification was altered since it was written: its SHA-256 is not {tree.get(_DIGEST, _DIGEST)}",
+            f"the specification was altered since it was written: {_DIGEST} is {'missing' if kept is None else 'another'}",
             "copy the bundle again; for other classes, thresholds or preprocessing train or fine-tune a new one",
             where=str(path),
         )

@@ -33,6 +33,7 @@ from medmtl.inference.listing import Listing
 from medmtl.inference.outputs import check_coding
 from medmtl.inference.work import Work
 from medmtl.ingest.walk import Walked
+from medmtl.io.dicom.quiet import quiet
 from medmtl.outfolder import LEDGER, locked
 from medmtl.process import device_named, hold_memory
 from medmtl.progress import Progress
@@ -144,7 +145,7 @@ def opened(job: Job, console: Console | None = None) -> Iterator[Session]:
     check_folders(job)
     model, settings, work = _loaded(job, console)
     identity = {"bundle": "+".join(model.ids), "settings": settings}
-    with signals("batch") as caught, _folder(job, work, identity, caught):
+    with quiet(), signals("batch") as caught, _folder(job, work, identity, caught):
         finder = replace(_finder(job, model), taken=work.ledger.taken)
         yield Session(job, work, finder, settings, caught, console, began)
 

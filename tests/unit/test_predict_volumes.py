@@ -12,8 +12,10 @@ from typing import Any
 
 import dicom_made
 import numpy as np
+import pydicom
 import pytest
 import torch
+from jobs_made import made_bundle
 from rich.console import Console
 
 from medmtl.bundle import ModelSpec, load_bundle, save_bundle
@@ -486,3 +488,23 @@ def test_compressed_pictures_are_decoded_aside(pictures: Path, tmp_path: Path) -
     (item,) = _finder(pictures, tmp_path / "in").find().inputs
     code = item.refused.code if item.refused else ""
     assert code.startswith("E-DCM-")
+
+
+def test_what_libraries_say_of_a_source_is_not_repeated(tmp_path, caplog, recwarn):
+    write_phantom(tmp_path / "in", "axial")
+    bad = "1.2.8a3.4"
+    for path in sorted((tmp_path / "in").glob("*.dcm")):
+        ds = pydicom.dcmread(path)
+        ds["SeriesInstanceUID"].value = bad
+        ds.save_as(path)
+    recwarn.clear()
+    caplog.clear()
+    volume = {"channels": 1, "volume": {}, "window": [8, 16, 16], "pad": True}
+    tasks = {"gland": {"kind": "segmentation", "classes": ["background", "gland"], "decoder": {"width": 16}}}
+    bundle = made_bundle(tmp_path / "bundle", tasks, volume, "slices")
+    job = Job(bundle, tmp_path / "in", tmp_path / "out", device="cpu", output=Output(formats=("dicom-seg", "dicom-sr")))
+    with caplog.at_level("DEBUG"):
+        assert predict(job, console=Console(file=io.StringIO())).exit_code == 0
+    assert "W-OUT-FORMAT" in (tmp_path / "out/predictions.csv").read_text()
+    assert bad not in caplog.text
+    assert not [warning for warning in recwarn if bad in str(warning.message)]

@@ -1,12 +1,8 @@
 """One file through de-identification: read, judged, cleaned, written under its pseudonyms, never over another."""
 
-import contextlib
 import hashlib
-import logging
 import os
 import tempfile
-import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -25,6 +21,7 @@ from medmtl.io.deidentify.elements import plain, syntax_of
 from medmtl.io.deidentify.key import Key
 from medmtl.io.deidentify.profile import Options
 from medmtl.io.deidentify.pseudonyms import Pseudonyms
+from medmtl.io.dicom.quiet import quiet
 from medmtl.io.reasons import REMEDY, refusal
 
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima", ".dic")
@@ -184,17 +181,3 @@ def _claimed(path: Path, content: bytes, digest: str) -> bool:
         finally:
             temporary.unlink(missing_ok=True)
     return True
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """pydicom without its warnings and log lines, which quote the values that they complain about."""
-    logger = logging.getLogger("pydicom")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

@@ -25,13 +25,14 @@ from pydicom.dataset import Dataset
 from medmtl.bars import bar
 from medmtl.errors import OK, REFUSED
 from medmtl.io.deidentify.elements import level, plain, vr_of
-from medmtl.io.deidentify.files import quiet, read_dicom
+from medmtl.io.deidentify.files import read_dicom
 from medmtl.io.deidentify.folder import KEY, default_private, walk_files
 from medmtl.io.deidentify.identifiers import Identifiers
 from medmtl.io.deidentify.key import load_or_make_key
 from medmtl.io.deidentify.profile import Options
 from medmtl.io.deidentify.pseudonyms import Pseudonyms
 from medmtl.io.deidentify.search import Finder
+from medmtl.io.dicom.quiet import quiet
 from medmtl.io.reasons import refusal
 
 _CHUNK = 16 * 2**20
