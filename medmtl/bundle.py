@@ -184,7 +184,7 @@ def read_spec(path: Path) -> dict[str, Any]:
     if not unsealed and kept != _digest(tree):
         raise SafetyRefusal(
             "E-BUN-HASH",
-            f"the specification was altered since it was written: {_DIGEST} is {'missing' if kept is None else 'another'}",
+            f"the specification was altered since it was written: {_DIGEST} is {'another' if kept else 'not there'}",
             "copy the bundle again; for other classes, thresholds or preprocessing train or fine-tune a new one",
             where=str(path),
         )
