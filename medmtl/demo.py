@@ -14,6 +14,7 @@ from medmtl.data.synthetic.colposcopy import write_colposcopy_study
 from medmtl.data.synthetic.dermoscopy import write_dermoscopy_study
 from medmtl.data.synthetic.mitosis import write_mitosis_study
 from medmtl.errors import UserError
+from medmtl.evaluation.trivial import TRIVIAL, beside, of_controls
 from medmtl.experiment import train
 from medmtl.inference.folder import PREDICTIONS
 from medmtl.inference.pipeline import Job, predict
@@ -128,7 +129,7 @@ def _scans(manifest: Manifest, folder: Path) -> Path:
 
 def format_outcomes(outcomes: Sequence[Outcome]) -> str:
     """The first headline of every task, where each study fails most, and where everything is."""
-    heads = ("study", "task", "metric", "value", "interval", "constant")
+    heads = ("study", "task", "metric", "value", "interval", "constant", "training mean", "training median")
     rows = [row for outcome in outcomes for row in _rows(outcome.name, outcome.evaluation.result)]
     failures = [line for outcome in outcomes for line in _failure(outcome.name, outcome.evaluation.result)]
     places: list[tuple[str, str, str]] = []
@@ -146,7 +147,9 @@ def _rows(name: str, result: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
         value, low, high = (
             "-" if number is None else f"{number:.3f}" for number in (cell["value"], cell["low"], cell["high"])
         )
-        yield name, task, metric, value, f"{low} to {high}", "-" if control is None else f"{control:.3f}"
+        trivial = beside(of_controls(entry), metric)
+        constants = (control, *(trivial.get(each) for each in TRIVIAL))
+        yield name, task, metric, value, f"{low} to {high}", *("-" if c is None else f"{c:.3f}" for c in constants)
 
 
 def _failure(name: str, result: Mapping[str, Any]) -> Iterator[str]:

@@ -52,16 +52,15 @@ class Finder:
         *,
         advance: Callable[[int], None] = lambda files: None,
         begin: Callable[[int], None] = lambda files: None,
-        wanted: Callable[[str], bool] = lambda path: True,
     ) -> Listing:
-        """The inputs among the ``wanted`` paths; the result does not depend on the order of the folder."""
-        walked = self._walk(wanted)
+        """The inputs of the folder; the result does not depend on its order."""
+        walked = self._walk()
         begin(len(walked.files))
         return self.planned(walked, advance=advance)
 
     def look(self) -> dict[str, Walked]:
         """What lies in the folder under each name now: a *study*. Nothing is opened but ledgers of earlier jobs."""
-        walked = self._walk(lambda path: True)
+        walked = self._walk()
         parts: dict[str, tuple[list[Found], list[Aside]]] = {}
         for found in walked.files:
             parts.setdefault(study_of(found.path), ([], []))[0].append(found)
@@ -73,7 +72,7 @@ class Finder:
         """The inputs among what a walk met."""
         return self._listing(self._scan(self.source.resolve(), walked.files, advance), walked.asides)
 
-    def _walk(self, wanted: Callable[[str], bool]) -> Walked:
+    def _walk(self) -> Walked:
         """What is in the folder; results of earlier predictions are left aside."""
         root = self.source.resolve()
         walked = walk(root)
@@ -84,7 +83,7 @@ class Finder:
         )
 
         def counts(path: str) -> bool:
-            return wanted(path) and not f"{path}/".startswith(closed)
+            return not f"{path}/".startswith(closed)
 
         files = [found for found in walked.files if counts(found.path)]
         asides = [aside for aside in walked.asides if counts(aside.path)]

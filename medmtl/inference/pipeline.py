@@ -41,12 +41,6 @@ from medmtl.signals import signals
 
 __all__ = ["Job", "Session", "Summary", "look_ahead", "opened", "predict"]
 
-Wanted = Callable[[str], bool]  # of paths below the source
-
-
-def _everything(path: str) -> bool:
-    return True
-
 
 @dataclass
 class Session:
@@ -60,9 +54,9 @@ class Session:
     console: Console
     began: float
 
-    def run(self, wanted: Wanted = _everything) -> Summary:
-        """Predict what is wanted and not done, and write the tables of everything that is wanted."""
-        listing = self.predict(wanted)
+    def run(self) -> Summary:
+        """Predict what is not done, and write the tables of everything."""
+        listing = self.predict()
         shard = self.job.shard
         if listing.told and not shard.rank:
             self.say(listing.told)
@@ -79,9 +73,9 @@ class Session:
                 self._run(left)
         return self.report(listing)
 
-    def predict(self, wanted: Wanted = _everything) -> Listing:
-        """Predict what is wanted and not done, of the share of this process."""
-        listing = self.find(wanted)
+    def predict(self) -> Listing:
+        """Predict what is not done, of the share of this process."""
+        listing = self.find()
         shard = self.job.shard
         self._run(self.work.plan(listing.inputs)[shard.rank :: shard.world])
         return listing
@@ -98,8 +92,8 @@ class Session:
     def say(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False)
 
-    def find(self, wanted: Wanted = _everything) -> Listing:
-        return self._found(lambda: self.finder.find(wanted=wanted))
+    def find(self) -> Listing:
+        return self._found(self.finder.find)
 
     def planned(self, study: Walked) -> Listing:
         """The inputs among what a look at the folder found."""

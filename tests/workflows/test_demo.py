@@ -11,6 +11,7 @@ from laws import refuses
 from medmtl import cli
 from medmtl.config import read_yaml
 from medmtl.demo import DEMOS, run_demo
+from medmtl.evaluation.trivial import TRIVIAL
 
 SMOKE = Path(__file__).parents[2] / "configs" / "smoke"
 TINY = ("optim.epochs=1", "loader.workers=0", "fit.threads=1", "views=identity", "evaluation.resamples=100",
@@ -83,6 +84,9 @@ def test_the_table_at_the_end_has_every_task_of_every_study(demo: tuple[Path, st
             cell = tasks[task]["overall"][metric]
             shown = "-" if cell["value"] is None else f"{cell['value']:.3f}"
             assert row[2:4] == (metric, shown)
+            if metric == "mae":  # an error says nothing without those of the two trivial predictors
+                trivial = [tasks[task]["controls"][name]["metrics"]["mae"]["control"] for name in TRIVIAL]
+                assert row[6:] == tuple(f"{error:.3f}" for error in trivial)
         assert str(run / "evaluation" / "report.html") in said
     assert said.endswith("runs: make ui")
 
