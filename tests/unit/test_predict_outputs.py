@@ -12,7 +12,9 @@ import nibabel
 import numpy as np
 import pydicom
 import pytest
+import torch
 from jobs_made import made_bundle
+from PIL import Image
 from rich.console import Console
 
 from medmtl.cli import run
@@ -25,6 +27,7 @@ from medmtl.inference.writers import FORMATS, Output
 from medmtl.io.nifti import write_nifti
 from medmtl.io.raster import write_png
 from medmtl.io.volume import Volume
+from medmtl.predictor import Predictor
 
 QUIET = Console(file=io.StringIO())
 TASKS: dict[str, Any] = {
@@ -131,6 +134,41 @@ def test_a_code_for_what_the_bundle_has_not_is_an_error(volumes: Path, scans: Pa
     command = ["predict", str(volumes), str(scans), str(tmp_path / "out"), "--coding", str(tmp_path / "codes.yaml")]
     assert run([*command, "--write", "json"]) == 2
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("kind", "channels"), [("radiograph", 1), ("rgb", 3)])
+@pytest.mark.parametrize("form", ["binary", "fractional", "labelmap"])
+def test_a_dicom_picture_comes_back_in_every_format_on_its_own_pixels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, channels: int, form: str
+) -> None:
+    """Marked is what is brighter than the picture's median, so the source's own pixels are the truth."""
+
+    def decode(self: Predictor, image: torch.Tensor, covariates: object = None) -> dict[str, torch.Tensor]:
+        grey = image[:, 0]  # of a colour picture, red
+        bright = (grey > grey.flatten(1).median(1).values[:, None, None]).float()
+        organ = torch.stack([1 - bright, bright, torch.zeros_like(bright)], 1)
+        return {"grade": torch.tensor([[0.25, 0.75]]), "organ": organ}
+
+    write_phantom(tmp_path / "in", kind)
+    (path,) = (tmp_path / "in").rglob("*.dcm")
+    source = pydicom.dcmread(path)
+    pixels = source.pixel_array.astype(np.float32)
+    if source.PhotometricInterpretation == "MONOCHROME1":
+        pixels = -pixels
+    grey = pixels[..., 0] if channels == 3 else pixels
+    truth = grey > np.quantile(grey, 0.5, method="lower")
+    rows, columns = truth.shape
+    assert rows != columns and not np.array_equal(truth, truth[::-1]) and not np.array_equal(truth, truth[:, ::-1])
+    monkeypatch.setattr(Predictor, "decode", decode)
+    output = Output.model_validate({"formats": [name for name in FORMATS if name != "nifti"], "segmentation": form})
+    bundle = _bundle(tmp_path / "bundle", {"channels": channels}, "timm")
+    assert _run(bundle, tmp_path / "in", tmp_path / "out", output=output).exit_code == 0
+    np.testing.assert_array_equal(np.asarray(Image.open(_only(tmp_path / "out" / "masks", "*.png"))) == 1, truth)
+    segments = pydicom.dcmread(_only(tmp_path / "out", "organ.seg.dcm"))
+    np.testing.assert_array_equal(segments.pixel_array.reshape(-1, rows, columns)[0] > 0, truth)
+    report = pydicom.dcmread(_only(tmp_path / "out", "*.sr.dcm"))
+    assert report.PatientID == segments.PatientID == source.PatientID
+    assert _only(tmp_path / "out", "findings.json") and _only(tmp_path / "out", "report.html")
 
 
 def test_what_an_input_cannot_have_is_a_warning_in_its_row(volumes: Path, scans: Path, tmp_path: Path) -> None:

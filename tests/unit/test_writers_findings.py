@@ -69,6 +69,14 @@ def test_a_case_is_an_answer_or_numbers_for_each_task():
     assert columns - {""} == {c for c in CELLS if not c.startswith("seg") and not c.endswith("unit")}
 
 
+def test_of_several_bundles_every_task_says_how_far_they_are_apart():
+    spreads = {f"{name}.spread": 0.125 for name in TASKS}
+    found = findings(picture(tasks=TASKS, cells={**CELLS, **spreads}), {})
+    assert {item.task for item in found} == set(TASKS)
+    for item in found:
+        assert [m.value for m in item.measures if m.column == f"{item.task}.spread"] == [0.125], item.task
+
+
 def test_absent_cells_are_left_out():
     found = {item.task: item for item in findings(picture(cells={"adas_cog.value": ""}), {})}
     assert found["diagnosis"].answer is None and found["adas_cog"].measures == ()

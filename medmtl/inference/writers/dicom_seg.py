@@ -60,7 +60,8 @@ def write(case: CasePrediction, out: Path, *, kind: Kind = "binary", coding: Map
     assert case.source.stack is not None
     header = header_of(case.source.stack)
     paths = []
-    for number, (task, dense) in enumerate(case.dense.items(), start=1):
+    for number, (task, found) in enumerate(case.dense.items(), start=1):
+        dense = found if found.labels.ndim == 3 else _as_volume(found)
         with refusals("DICOM segmentation"):
             ds = segmentation(case, task, dense, header, number=number, kind=kind, coding=coding)
             paths.append(save(out / f"{task}.seg.dcm", ds))
@@ -103,6 +104,14 @@ def segmentation(
     organisation = ds.DimensionOrganizationSequence[0].DimensionOrganizationUID
     put_in_order(ds, {organisation: made_uid(ds.SOPInstanceUID, "dimensions")})
     return ds
+
+
+def _as_volume(dense: DenseMap) -> DenseMap:
+    """The map of a picture, upright [H, W], on the grid [I, J, 1] of the DICOM object that it came from: the inverse of
+    :func:`medmtl.io.voxels.upright_picture`."""
+    labels, inside = (array.T[:, ::-1, None] for array in (dense.labels, dense.inside))
+    probabilities = dense.probabilities.transpose(0, 2, 1)[:, :, ::-1, None]
+    return DenseMap(probabilities, labels, inside, dense.classes)
 
 
 def frames_of(array: np.ndarray) -> np.ndarray:

@@ -184,8 +184,8 @@ def _segments(case: CasePrediction, name: str, task: Segmentation, coding: Mappi
     for segment, label in enumerate(task.classes[1:], start=1):
         share = {f"{name}.fraction.{label}": private(f"Fraction of {label}")}
         measures = _measures(case.cells, share, ONE)
-        volume = _volume(case, name, label, segment)
-        yield Finding(name, coded(label, coding, task=name), label, measures=(*measures, *volume), segment=segment)
+        measures = (*measures, *_volume(case, name, label, segment), *_spread(case.cells, name, ONE))
+        yield Finding(name, coded(label, coding, task=name), label, measures=measures, segment=segment)
 
 
 def _volume(case: CasePrediction, name: str, label: str, segment: int) -> tuple[Measure, ...]:
