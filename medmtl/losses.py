@@ -4,7 +4,6 @@ from math import log
 
 import torch
 import torch.nn.functional as F
-from monai.losses import DiceLoss
 from torch import Tensor
 
 
@@ -41,6 +40,8 @@ def dice_cross_entropy(logits: Tensor, target: Tensor, *, class_weights: Tensor 
     ce = F.cross_entropy(
         logits, target, weight=None if class_weights is None else class_weights.to(logits), reduction="none"
     )
+    from monai.losses import DiceLoss  # MONAI takes seconds to import, which no prediction needs
+
     soft = DiceLoss(
         softmax=True, to_onehot_y=True, include_background=False, reduction="none", smooth_nr=1.0, smooth_dr=1.0
     )
@@ -70,6 +71,8 @@ def soft_dice_cross_entropy(logits: Tensor, share: Tensor, *, class_weights: Ten
     """:func:`dice_cross_entropy` towards shares of annotators instead of labels; [B, K, *S] twice -> [B]."""
     weight = None if class_weights is None else class_weights.to(logits)
     ce = F.cross_entropy(logits, share, weight=weight, reduction="none")
+    from monai.losses import DiceLoss
+
     soft = DiceLoss(softmax=True, include_background=False, reduction="none", smooth_nr=1.0, smooth_dr=1.0)
     return 0.5 * ce.flatten(1).mean(1) / log(logits.shape[1]) + 0.5 * soft(logits, share).flatten(1).mean(1)
 

@@ -1,4 +1,4 @@
-"""Overlap and surface distance of label masks, by MONAI (apart from the other metrics: it takes seconds to import)."""
+"""Overlap and surface distance of label masks, by MONAI (which takes seconds to import: only when it is asked)."""
 
 import warnings
 from collections.abc import Sequence
@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from monai.metrics import compute_dice, compute_hausdorff_distance, compute_iou
 
 from medmtl.errors import UserError
 
@@ -48,6 +47,8 @@ def _class_scores(
 ) -> tuple[float, float, float]:
     if not prediction.any() or not target.any():
         return (1.0, 1.0, 0.0) if prediction.any() == target.any() else (0.0, 0.0, float("nan"))
+    from monai.metrics import compute_dice, compute_hausdorff_distance, compute_iou
+
     y_pred, y = (torch.from_numpy(mask[None, None]).float() for mask in (prediction, target))
     size = None if spacing is None else list(spacing)
     with warnings.catch_warnings():  # MONAI warns of its own call to a function that it has deprecated

@@ -16,7 +16,6 @@ from typing import Annotated, ClassVar, Self
 import numpy as np
 import torch
 import torch.nn.functional as F
-from monai.transforms.intensity.array import GibbsNoise, RandBiasField
 from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 from scipy.fft import fft, fftn, fftshift, ifft, ifftn, ifftshift
 from torch import Tensor
@@ -168,6 +167,8 @@ class Mri(Config):
 
 def bias(image: Tensor, *, coefficients: Sequence[float], degree: int) -> Tensor:
     """The image times ``exp`` of a polynomial, cut at 1."""
+    from monai.transforms.intensity.array import RandBiasField  # MONAI takes seconds to import: for those who use it
+
     field = RandBiasField(degree)._generate_random_field(image.shape[1:], degree, coefficients)
     return (image * torch.from_numpy(np.exp(field).astype(np.float32))).clamp_(0, 1)
 
@@ -200,6 +201,8 @@ def ring(image: Tensor, *, alpha: float) -> Tensor:
     """The image with its high frequencies cut off."""
     axes = tuple(range(1, image.ndim))
     k_space = fftshift(fftn(image.numpy(), axes=axes), axes=axes)
+    from monai.transforms.intensity.array import GibbsNoise
+
     return _real(ifftshift(GibbsNoise(alpha)._apply_mask(k_space), axes=axes))
 
 

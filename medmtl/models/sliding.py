@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from monai.data.utils import compute_importance_map, dense_patch_slices
 from torch import Tensor
 
 Answer = Callable[[Tensor, int], Mapping[str, Tensor]]
@@ -12,6 +11,8 @@ _SIGMA = 0.125  # of the window, as MONAI's default
 
 def windows_of(spatial: Sequence[int], size: Sequence[int], overlap: float) -> list[tuple[slice, ...]]:
     """Windows that cover an image, ``(1 - overlap)`` of their size apart, the last ones pushed back inside."""
+    from monai.data.utils import dense_patch_slices  # MONAI takes seconds to import: for those who use it
+
     steps = [n if n == total else max(int(n * (1 - overlap)), 1) for n, total in zip(size, spatial, strict=True)]
     return list(dense_patch_slices(tuple(spatial), tuple(size), tuple(steps)))
 
@@ -35,6 +36,8 @@ def slide(image: Tensor, answer: Answer, *, size: Sequence[int], overlap: float,
     if len(windows) == 1:
         whole = [answer(image[row : row + 1], row) for row in range(len(image))]
         return {name: torch.cat([found[name] for found in whole]) for name in whole[0]}
+    from monai.data.utils import compute_importance_map
+
     weight = compute_importance_map(size, mode="gaussian", sigma_scale=_SIGMA, device="cpu", dtype=torch.float32)
     cover = torch.zeros(spatial)
     for where in windows:

@@ -4,7 +4,6 @@ from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
-from monai.networks.nets import EfficientNetBNFeatures, ViT
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
@@ -35,6 +34,8 @@ class EfficientNet3d(nn.Module):
 
     def __init__(self, config: EfficientNet3dConfig, channels: int) -> None:
         super().__init__()
+        from monai.networks.nets import EfficientNetBNFeatures  # MONAI takes seconds to import: for those who use it
+
         self.net = EfficientNetBNFeatures(
             f"efficientnet-{config.name}", pretrained=False, spatial_dims=3, in_channels=channels
         )
@@ -113,6 +114,8 @@ class Vit3d(nn.Module):
     def __init__(self, config: Vit3dConfig, channels: int) -> None:
         super().__init__()
         self.patch, self.grid = config.patch, tuple(n // config.patch for n in config.size)
+        from monai.networks.nets import ViT
+
         self.net = ViT(
             in_channels=channels, img_size=config.size, patch_size=config.patch, hidden_size=config.width,
             mlp_dim=4 * config.width, num_layers=config.depth, num_heads=config.heads, dropout_rate=config.dropout,
