@@ -58,8 +58,8 @@ class Prepared:
 def prepare(study: Study) -> Prepared:
     """Read the manifest, split it, and fit the tasks on the training labels.
 
-    Of val and test nothing is looked at but whether it can be read: a bad label, and an image or a mask whose header is
-    bad or of another size, are refused before anything trains, with those of the training part.
+    Of val and test nothing is looked at but whether it can be read: a bad label, a mask of another size or with other
+    classes, and an image whose header is bad are refused before anything trains, with those of the training part.
     """
     manifest = read_manifest(Path(study.data.manifest))
     named = _named(study, manifest)

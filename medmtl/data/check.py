@@ -1,7 +1,7 @@
-"""Whether a run will be able to read its cases: every label's cell, and the header of every image and mask.
+"""Whether a run will be able to read its cases: every label's cell, every mask, and the header of every image.
 
 Of all parts alike, before a run trains, so that no bad row of the test part waits until the model is there. Headers say
-how large an image is; its pixels, and the classes in a mask, are checked as they are read.
+how large an image is; its pixels are checked as they are read, and whether a volume's mask lies where its image lies.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,6 +10,7 @@ from pathlib import Path
 from PIL import ExifTags, Image
 
 from medmtl.data.case import Case
+from medmtl.data.loader import stored_mask
 from medmtl.data.target import AnnotatorsTarget, MaskTarget, Target
 from medmtl.errors import UserError
 from medmtl.files import inside
@@ -66,6 +67,10 @@ def _check_cell(case: Case, cell: str, reader: Target, root: Path, size: tuple[i
             f"the mask has {_times(found)} {'voxels' if volumes else 'px'}, its image {_times(size)}",
             "make the mask on the image's own grid",
         )
+    if volumes:
+        stored_mask(case, cell, len(reader.classes), root)
+    else:
+        MaskTarget(reader.classes).read(case, cell, root)
 
 
 def _size(path: Path, volumes: bool) -> tuple[int, ...]:

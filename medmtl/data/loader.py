@@ -322,7 +322,7 @@ def plain_batches(dataset: CaseDataset, indices: Sequence[int], batch_size: int)
         yield collate([dataset[i] for i in indices[start : start + batch_size]])
 
 
-def _stored_mask(case: Case, cell: str, classes: int, root: Path) -> Any:
+def stored_mask(case: Case, cell: str, classes: int, root: Path) -> Any:
     """A NIfTI mask as it is stored, int64 [I, J, K], its values checked."""
     path = inside(root, cell)
     mask = read_nifti(path, labels=True)
@@ -337,7 +337,7 @@ def labels(cases: Sequence[Case], name: str, target: Target, root: Path, *, volu
     if volumes and isinstance(target, MaskTarget | AnnotatorsTarget):
         columns = target.columns(name) if isinstance(target, AnnotatorsTarget) else (name,)
         cells = [(case, case.targets[column]) for case in cases for column in columns if column in case.targets]
-        return [_stored_mask(case, cell, len(target.classes), root) for case, cell in cells]
+        return [stored_mask(case, cell, len(target.classes), root) for case, cell in cells]
     if isinstance(target, AnnotatorsTarget):
         masks = replace(target, staple=False)
         return [plane.numpy() for case in cases for plane in masks.planes(case, name, root).values()]

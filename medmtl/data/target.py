@@ -4,8 +4,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -18,6 +20,8 @@ from medmtl.io.masks import check_mask
 from medmtl.io.nifti import read_nifti
 from medmtl.io.raster import read_mask
 from medmtl.io.volume import Volume
+
+_SHOWN = 8  # values of a mask that an error tells
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,11 @@ class LevelTarget:
 Like = tuple[VolumeGrid, Volume]  # what a mask has to fit: the study's grid, and the image
 
 
+def _some(values: npt.NDArray[Any]) -> str:
+    """The first values of many."""
+    return ", ".join(str(value) for value in values[:_SHOWN]) + (", ..." if len(values) > _SHOWN else "")
+
+
 @dataclass(frozen=True)
 class MaskTarget:
     """A label image whose pixel values are class indices 0 .. K-1 -> int64 [*S].
@@ -121,7 +130,7 @@ class MaskTarget:
         if values[-1] >= len(self.classes):
             raise UserError(
                 "E-TGT-MASK",
-                f"mask {cell} holds the values {values.tolist()}, the task has {len(self.classes)} "
+                f"mask {cell} holds the values {_some(values)}, the task has {len(self.classes)} "
                 f"classes (0 to {len(self.classes) - 1})",
                 "rewrite the mask with class indices or extend `classes`",
                 where=f"manifest row {case.row}, case {case.case_id}",

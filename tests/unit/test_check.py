@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from laws import cases, refuses, write_png, written
+from laws import cases, refuses, written
 from PIL import Image
 
 from medmtl.config import validate
@@ -64,7 +64,7 @@ def test_a_mask_of_another_size_is_found_in_its_header(tmp_path):
     found = [Case(f"c{i}", "g", f"{i}.png", "", "test", {"mask": f"m{i}.png"}, {}, i + 2) for i in range(3)]
     written(tmp_path, found, size=12)
     for i, size in enumerate((12, 10, 12)):
-        write_png(tmp_path / f"m{i}.png", i, size=size, channels=1)
+        Image.fromarray(np.eye(size, dtype=np.uint8)).save(tmp_path / f"m{i}.png")
     message = refuses("E-TGT-SIZE", checked(tmp_path, found, mask=MASK), says="row 3, case c1, target.mask: ")
     assert "the mask has 10 x 10 px, its image 12 x 12" in message and message.count("row ") == 1
     planes = [replace(case, targets={"mask.ann": "m0.png", "mask.bo": f"m{i}.png"}) for i, case in enumerate(found)]
@@ -105,6 +105,28 @@ def test_a_mask_of_a_volume_has_its_voxels(tmp_path):
     assert "the mask has 6 x 8 x 7 voxels, its image 6 x 7 x 8" in message
     (tmp_path / "v.nii.gz").write_bytes((tmp_path / "v.nii.gz").read_bytes()[:40])
     assert refuses("E-NII-TRUNCATED", checked(tmp_path, [fits], True, mask=MASK)).count("row ") == 1
+
+
+@pytest.mark.parametrize("volumes", [False, True])
+def test_a_class_that_a_mask_of_any_part_has_and_the_task_has_not_is_found_in_its_values(tmp_path, volumes):
+    """All of them at once, each by its row: evaluation would stop at the first, after training."""
+    suffix = "nii.gz" if volumes else "png"
+    parts = ("train", "test", "val", "test")
+    found = [Case(f"c{i}", "g", f"i.{suffix}", "", parts[i], {"mask": f"m{i}.{suffix}"}, {}, i + 2) for i in range(4)]
+    for name, value in (("i", 1), ("m0", 1), ("m1", 7), ("m2", 0), ("m3", 2)):
+        array = np.zeros((6, 7, 8) if volumes else (12, 12), np.uint8)
+        array[2, 3] = value
+        if volumes:
+            write_nifti(tmp_path / f"{name}.nii.gz", Volume(array, np.eye(4)))
+        else:
+            Image.fromarray(array).save(tmp_path / f"{name}.png")
+    code = "E-MASK-LABELS" if volumes else "E-TGT-MASK"
+    message = refuses(code, checked(tmp_path, found, volumes, mask=MASK), says="row 3, case c1, target.mask: ")
+    assert "row 5, case c3, target.mask: " in message and message.count("row ") == 2
+    planes = [replace(found[0], targets={"mask.ann": f"m0.{suffix}", "mask.bo": f"m3.{suffix}"})]
+    several = AnnotatorsTarget(("out", "in"), ("ann", "bo"))
+    refuses(code, checked(tmp_path, planes, volumes, mask=several), says="row 2, case c0, target.mask.bo: ")
+    checked(tmp_path, [found[0], found[2]], volumes, mask=MASK)()
 
 
 def test_an_error_names_its_case_once(tmp_path):
