@@ -1,8 +1,8 @@
 """The folder of one run: its places, its facts, and its lock."""
 
+import contextlib
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ from medmtl import distributed as dist
 from medmtl.errors import UserError
 from medmtl.files import write_atomic
 from medmtl.study import Study
+
+_LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -56,14 +58,20 @@ class RunFolder:
     def add_facts(self, facts: Mapping[str, Any]) -> None:
         write_atomic(self.facts, json.dumps({**self.read_facts(), **facts}, indent=2, sort_keys=True) + "\n")
 
-    @contextmanager
+    @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """One process group at a time (E-RUN-LOCK); only rank 0 holds the lock."""
+        """One process group at a time (E-RUN-LOCK); only rank 0 holds the lock.
+
+        A folder that is made here, and in which nothing came to be, goes again: the command was refused.
+        """
         if dist.rank() != 0:
             yield
             return
-        self.path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.path / ".lock", timeout=0)
+        made = False
+        with contextlib.suppress(FileExistsError):
+            self.path.mkdir(parents=True)
+            made = True
+        lock = FileLock(self.path / _LOCK, timeout=0)
         try:
             lock.acquire()
         except Timeout as error:
@@ -76,4 +84,16 @@ class RunFolder:
         try:  # apart from the one above: a Timeout of another lock, in here, is not ours
             yield
         finally:
+            gone = made and self._drop_bare_lock()
             lock.release()
+            if gone:
+                with contextlib.suppress(OSError):  # another command has the folder now
+                    self.path.rmdir()
+
+    def _drop_bare_lock(self) -> bool:
+        """Remove the lock if the folder holds nothing else; while it is held, so that who waits for it sees that."""
+        with contextlib.suppress(OSError):
+            if [path.name for path in self.path.iterdir()] == [_LOCK]:
+                (self.path / _LOCK).unlink()
+                return True
+        return False

@@ -14,10 +14,10 @@ from PIL import Image
 
 from medmtl.data.preprocess import Preprocess
 from medmtl.errors import UserError
-from medmtl.inference import earlier
 from medmtl.inference.dimensions import wrong_dimensions
 from medmtl.inference.listing import Input, Kind, Listing
 from medmtl.inference.names import Taken, free, output_names
+from medmtl.ingest import earlier
 from medmtl.ingest.scanned import Scanned
 from medmtl.ingest.tasks import Headers, read_headers
 from medmtl.ingest.walk import Aside, Found, Walked, walk
@@ -87,15 +87,9 @@ class Finder:
 
         files = [found for found in walked.files if counts(found.path)]
         asides = [aside for aside in walked.asides if counts(aside.path)]
-        results = earlier.folders(root, files)
         there = {found.path for found in walked.files}
         self._known = {path: known for path, known in self._known.items() if path in there}
-        met = [*(found.path for found in files), *(aside.path for aside in asides)]
-        left = [earlier.aside(path) for path in met if path.startswith(results)]
-        return Walked(
-            tuple(found for found in files if not found.path.startswith(results)),
-            (*(aside for aside in asides if not aside.path.startswith(results)), *left),
-        )
+        return earlier.left_aside(root, Walked(tuple(files), tuple(asides)), whole_studies=False)
 
     def _listing(self, scanned: Sequence[Scanned], asides: Sequence[Aside]) -> Listing:
         inputs, ignored = self._sorted(scanned)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from medmtl.errors import UserError
-from medmtl.inference import earlier
+from medmtl.ingest import earlier
 from medmtl.ingest.walk import Found
 from medmtl.io.dicom.series import Stack
 

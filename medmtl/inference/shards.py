@@ -28,6 +28,7 @@ from medmtl.outfolder import LEDGER
 _PATIENCE_S = 600.0  # for the others to load their bundle, and for the first to read a long ledger
 _POLL_S = 0.1
 _TOKEN = 16  # characters
+_RAY, _RAY_LOCK = ".ray-*", "lock"  # folders in OUT of commands on Ray, and the lock that each holds while it lives
 
 
 @dataclass(frozen=True)
@@ -101,9 +102,23 @@ def merge(ledger: Ledger) -> set[str]:
 
 
 def forget(out: Path) -> None:
-    """Remove what processes said to one another in an earlier job."""
+    """Remove what processes said to one another in an earlier job, and what dead commands on Ray said to theirs."""
     for what in ("hello", "go", "done", "lock"):
         remove_outputs(out, [path.name for path in out.glob(f".{what}-*")])
+    for folder in out.glob(_RAY):
+        with contextlib.suppress(Timeout, OSError):  # it lives, or holds something else: it stays
+            _forget_ray(folder)
+
+
+def _forget_ray(folder: Path) -> None:
+    """Remove the folder of a command on Ray; Timeout while the command lives. Without a lock it may be beginning."""
+    names = {path.name for path in folder.iterdir()}
+    if _RAY_LOCK not in names or folder.is_symlink():
+        return
+    with FileLock(folder / _RAY_LOCK, timeout=0):
+        for name in (*sorted(names - {_RAY_LOCK}), _RAY_LOCK):
+            (folder / name).unlink()
+    folder.rmdir()
 
 
 def let_begin(out: Path, world: int, budget: int, caught: Sequence[int]) -> None:

@@ -29,13 +29,13 @@ from rich.console import Console
 
 from medmtl.errors import OK, EnvironmentFailure, TrainingInterrupted, UserError
 from medmtl.files import write_atomic
-from medmtl.inference import earlier
 from medmtl.inference.heartbeat import Heart
 from medmtl.inference.inputs import Finder
 from medmtl.inference.job import Job, Summary
 from medmtl.inference.listing import Listing
 from medmtl.inference.pipeline import Session, opened
 from medmtl.inference.reading import Loaded
+from medmtl.ingest import earlier
 from medmtl.ingest.walk import Found, Walked
 
 _BEGUN = ".begun.json"  # studies that were begun and did not end: as what -> how often

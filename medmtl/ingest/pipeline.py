@@ -18,6 +18,7 @@ from rich.console import Console
 from medmtl.data.case import write_manifest
 from medmtl.errors import NOTHING, OK, PARTIAL, EnvironmentFailure, TrainingInterrupted
 from medmtl.files import append_line
+from medmtl.ingest import earlier
 from medmtl.ingest.cases import CasePlan, PlannedCase, plan_cases
 from medmtl.ingest.folder import MANIFEST, check_folders, held, own, tidy
 from medmtl.ingest.job import Job, LabelRule, Summary
@@ -103,7 +104,7 @@ def ingest(job: Job, *, console: Console | None = None) -> Summary:
 
 def _ingest(run: _Run) -> Summary:
     job = run.job
-    walked = walk(job.source)
+    walked = earlier.left_aside(job.source, walk(job.source), whole_studies=True)
     scanned, read = _scan(run, walked.files)
     began = time.monotonic()
     plan = plan_cases(scanned, job, run.namer)
@@ -117,7 +118,8 @@ def _ingest(run: _Run) -> Summary:
     if run.table is not None:
         labelled = done if not job.dry_run else [case for case in plan.cases if case.refused is None]
         labels = run.table.join({case.id: case.subject for case in labelled}, identifying=job.keep_names)
-    warnings = (*plan.warnings, *warnings_of(plan.cases), *(labels.warnings if labels else ()))
+    said = (*earlier.told(walked.asides), *plan.warnings, *warnings_of(plan.cases))
+    warnings = (*said, *(labels.warnings if labels else ()))
     if not job.dry_run:
         targets = labels.targets if labels else {}
         rows = (manifest_case(case, entries[case.id], targets.get(case.id, {}), run.namer) for case in done)

@@ -11,17 +11,15 @@ from jobs_made import GRADE, made_bundle, stepping
 from rich.console import Console
 
 from medmtl.cli import run
-from medmtl.inference import earlier
 from medmtl.inference.job import Job
 from medmtl.inference.pipeline import look_ahead, predict
 from medmtl.inference.watch import watch
 from medmtl.inference.writers import Output
+from medmtl.ingest import earlier
 from medmtl.ingest import folder as ingest_folder
 from medmtl.ingest import ledger as ingest_ledger
 from medmtl.ingest.walk import walk
-from medmtl.io.nifti import write_nifti
 from medmtl.io.raster import write_png
-from medmtl.io.volume import Volume
 
 ORGAN = {"organ": {"kind": "segmentation", "classes": ["background", "organ"], "decoder": {"width": 16}}}
 TOLD = "files are results of an earlier job and were left aside"
@@ -88,16 +86,36 @@ def test_what_a_job_left_that_was_killed_early_is_left_aside(
     assert len(listing.inputs) > 2
 
 
-def test_an_ingested_study_is_input(tmp_path: Path) -> None:
-    assert ingest_folder.IDENTITY == earlier.STUDY
-    image = tmp_path / "study/images/a.nii.gz"
-    write_nifti(image, Volume(np.ones((4, 4, 4), np.int16), np.eye(4)))
+@pytest.mark.parametrize("line", [b"", b'{"id": "ward/0.png", "st', None])
+def test_the_ledger_of_one_of_several_processes_is_enough(source: Path, line: bytes | None) -> None:
+    out = source / "ward/first"
+    (out / "cases.jsonl").rename(out / ".cases-12.jsonl")
+    if line is not None:
+        (out / ".cases-12.jsonl").write_bytes(line)
+    assert earlier.folders(source, walk(source).files) == ("ward/first/",)
+    (out / ".cases-12.jsonl").rename(out / ".cases-x.jsonl")
+    assert earlier.folders(source, walk(source).files) == ()
+
+
+@pytest.mark.parametrize("below", ["", "study/"])
+def test_the_images_of_an_ingested_study_are_input_and_nothing_else_of_it(
+    bundle: Path, tmp_path: Path, below: str
+) -> None:
+    study = tmp_path / "in" / below
+    for name in ("images/a.png", "masks/organ/a.png", "thumbnails/a.png"):
+        write_png(study / name, np.random.default_rng(0).integers(0, 2, (32, 40), dtype=np.uint8))
     for name in (earlier.LOCK, earlier.STUDY):
-        (tmp_path / "study" / name).touch()
-    ledger = ingest_ledger.Ledger(tmp_path / "study/cases.jsonl")
-    assert earlier.folders(tmp_path, walk(tmp_path).files) == ()
-    ledger.append(ingest_ledger.Entry("a", "signature", "ok"))
-    assert earlier.folders(tmp_path, walk(tmp_path).files) == ()
+        (study / name).touch()
+    assert ingest_folder.IDENTITY == earlier.STUDY
+    ledger = ingest_ledger.Ledger(study / "cases.jsonl")
+    for entries in ((), (ingest_ledger.Entry("a", "signature", "ok"),)):
+        for entry in entries:
+            ledger.append(entry)
+        listing, _ = look_ahead(Job(bundle, tmp_path / "in", tmp_path / "out", device="cpu", gate="off"))
+        assert [item.id for item in listing.inputs] == [f"{below}images/a.png"]
+        assert listing.ignored[earlier.KIND] == 3  # its ledger too
+    (study / earlier.STUDY).unlink()  # as of a copy: ``cp study/* ...`` leaves hidden files behind
+    assert len(earlier.folders(tmp_path, walk(tmp_path).files)) == 3
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,8 @@ from rich.console import Console
 
 from medmtl.cli import run
 from medmtl.errors import UserError
-from medmtl.inference import shards
+from medmtl.files import write_atomic
+from medmtl.inference import cluster, shards
 from medmtl.inference.ledger import Ledger, read_ledger
 from medmtl.inference.pipeline import Job, predict
 from medmtl.inference.shards import Shard
@@ -142,10 +143,31 @@ def test_what_a_dead_process_did_is_kept_whoever_goes_on(
     out = tmp_path / "out"
     job = _job(bundle, source, out)
     _children(job, 2, dies_before=2)
+    (out / ".ray-0").mkdir()
+    (out / ".ray-0/lock").touch()  # it was a command on Ray that died with its workers
     assert _children(job, then)[0] == 3
     assert _bytes(out) == _bytes(whole)
     assert json.loads((out / "manifest.json").read_text())["counts"]["resumed"] == 8  # 00 to 05, 07, 08
     assert len([entry for entry in read_ledger(out / "cases.jsonl") if entry.status == "ok"]) == 11
+
+
+def test_what_dead_commands_on_ray_left_goes_and_the_folder_of_a_living_one_stays(tmp_path: Path) -> None:
+    held = {".ray-0": ("lock", "stop", "log"), ".ray-1": ("log",), ".ray-2": (), ".ray-3": ("lock", "others/file")}
+    for name, files in held.items():
+        (tmp_path / name).mkdir()
+        for file in files:
+            write_atomic(tmp_path / name / file, "")
+    (tmp_path / ".ray-4").symlink_to(tmp_path / ".ray-0")
+    with cluster._talk(tmp_path / "beside") as living:
+        here = living.rename(tmp_path / living.name)  # its lock goes with it; beside, it would have tidied up
+        (here / "log").touch()
+        shards.forget(tmp_path)
+        assert {path.name for path in here.iterdir()} == {"lock", "log"}
+        left = {path.name for path in tmp_path.iterdir()} - {"beside", here.name}
+        assert left == {".ray-1", ".ray-2", ".ray-3", ".ray-4"}  # two without a lock, one holds what is not ours
+        assert (tmp_path / ".ray-3/others/file").exists()
+    shards.forget(tmp_path)
+    assert not here.exists()  # nobody holds it any more
 
 
 def test_other_settings_do_not_take_over_what_a_dead_process_left(bundle: Path, source: Path, tmp_path: Path) -> None:
