@@ -28,7 +28,8 @@ from medmtl.data.case import Case, read_manifest
 from medmtl.data.preprocess import Preprocess
 from medmtl.data.split import split_cases
 from medmtl.errors import UserError
-from medmtl.fingerprint import Fingerprint, compare, look, training_fingerprint
+from medmtl.fingerprint import Fingerprint, compare, look
+from medmtl.fingerprint.cases import training_fingerprint
 from medmtl.io.nifti import read_nifti
 from medmtl.io.raster import read_image
 from medmtl.io.volume import Volume

@@ -1,10 +1,13 @@
 """What prediction costs: one shared model against one model per task, the whole job against its forward passes, and
 memory against the number of images. Every figure is a ratio of two times (or of two peaks) of one run on one machine,
-the better of several rounds each. CPU time tells what the work is, even on a busy machine; wall time, with one torch
-thread and a core beside it, what is left of it when reading and writing overlap with the network: that one needs a
-quiet machine.
+the better of several rounds each. CPU time (of this process: not of those that read) tells what the work is, even on a
+busy machine; wall time, with one torch thread and a core beside it, what is left of it when reading and writing overlap
+with the network: that one needs a quiet machine, and so many pictures that starting is no part of it.
 
-    python benchmarks/inference.py --images 512 --tasks 3 --size 128 --encoder efficientnet_b0 --batch 32
+Cores share caches, memory and heat. How much of a difference is theirs is told by a control: the forward passes alone,
+while a process that has nothing to do with them reads the same pictures as fast as the network takes them.
+
+    python benchmarks/inference.py --images 4096 --tasks 3 --size 64 --encoder efficientnet_b0 --batch 32
 """
 
 import argparse
@@ -23,8 +26,11 @@ from rich.console import Console
 
 from medmtl.bundle import ModelSpec, load_bundle, save_bundle
 from medmtl.data.case import Case
-from medmtl.fingerprint import training_fingerprint, write_fingerprint
+from medmtl.fingerprint import read_fingerprint, write_fingerprint
+from medmtl.fingerprint.cases import training_fingerprint
+from medmtl.inference.inputs import Finder
 from medmtl.inference.pipeline import Job, opened
+from medmtl.inference.reading import Reader
 from medmtl.io.raster import read_image, write_png
 from medmtl.predictor import Predictor
 from medmtl.process import hold_memory
@@ -92,6 +98,36 @@ def forward_cost(path: Path, source: Path, batch: int) -> Cost:
     return Cost(time.process_time() - cpu, time.perf_counter() - wall)
 
 
+def beside_cost(path: Path, source: Path, batch: int, pace: float) -> Cost:
+    """As :func:`forward_cost`, with a process beside that reads ``batch`` pictures every ``pace`` seconds."""
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=read_on, args=(path, source, batch, pace, there), daemon=True)
+    process.start()
+    try:
+        here.recv()
+        return forward_cost(path, source, batch)
+    finally:
+        process.kill()
+        process.join()
+
+
+def read_on(path: Path, source: Path, batch: int, pace: float, pipe: "Connection[int, int]") -> None:
+    torch.set_num_threads(1)
+    hold_memory()
+    loaded = load_bundle(path)
+    known = read_fingerprint(path, loaded.provenance)
+    reader = Reader(source, loaded.spec.preprocess, max_bytes=2**30, known=known)
+    inputs = Finder(source, loaded.spec.preprocess).find().inputs
+    pipe.send(0)
+    while True:
+        for start in range(0, len(inputs), batch):
+            began = time.perf_counter()
+            for item in inputs[start : start + batch]:
+                reader.loaded(item)
+            time.sleep(max(0.0, pace - (time.perf_counter() - began)))
+
+
 def peak(arguments: tuple[Path, Path, Path, int, int], pipe: "Connection[int, int]") -> None:
     job_cost(*arguments)
     status = Path("/proc/self/status").read_text()  # ru_maxrss is that of the parent, if that was larger
@@ -124,12 +160,13 @@ def memory(bundle_path: Path, root: Path, size: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=512)
+    parser.add_argument("--images", type=int, default=4096)
     parser.add_argument("--tasks", type=int, default=3)
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--encoder", default="efficientnet_b0")
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -142,8 +179,11 @@ def main() -> None:
         shares: list[Cost] = []
         singles: list[Cost] = []
         passes: list[Cost] = []
+        beside: list[Cost] = []
         for number in range(given.repeats):
             passes.append(forward_cost(shared, source, given.batch))
+            pace = passes[-1].wall / given.images * given.batch
+            beside.append(beside_cost(shared, source, given.batch, pace))
             shares.append(job_cost(shared, source, root / f"out-{number}", given.batch, given.workers))
             each = [
                 job_cost(path, source, root / f"out-{number}-{path.name}", given.batch, given.workers)
@@ -154,6 +194,8 @@ def main() -> None:
         for what, above, below in (
             (f"{given.tasks} single-task models / one shared model", singles, shares),
             ("whole job / its forward passes", shares, passes),
+            ("forward passes with a reader beside / alone", beside, passes),
+            ("whole job / forward passes with a reader beside", shares, beside),
         ):
             cpu, wall = (
                 min(getattr(cost, kind) for cost in above) / min(getattr(cost, kind) for cost in below)
@@ -163,7 +205,8 @@ def main() -> None:
         best = min(shares, key=lambda cost: cost.wall)
         stages = ", ".join(f"{name} {100 * seconds / best.wall:.0f} %" for name, seconds in best.stages.items())
         print(f"the job waits for: {stages}")
-        print(memory(bundle(root / "small", "test_efficientnet", 32, names[:1]), root, 32))
+        if given.memory:
+            print(memory(bundle(root / "small", "test_efficientnet", 32, names[:1]), root, 32))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,8 @@ from medmtl.engine.callbacks import Progress as ProgressBar
 from medmtl.engine.fit import Trainer
 from medmtl.errors import TrainingInterrupted, UserError
 from medmtl.files import write_atomic
-from medmtl.fingerprint import training_fingerprint, write_fingerprint
+from medmtl.fingerprint import write_fingerprint
+from medmtl.fingerprint.cases import training_fingerprint
 from medmtl.predictor import Predictor, channels_last
 from medmtl.prepared import Prepared, label_counts, prepare, unlabelled
 from medmtl.runs import RunFolder

@@ -48,7 +48,7 @@ class Predictor:
     ) -> "Predictor":
         """A predictor for a bundle that was read back."""
         return cls(
-            channels_last(bundle.model),
+            channels_last(bundle.model.eval()),
             bundle.spec,
             device=device,
             precision=precision,
@@ -75,7 +75,8 @@ class Predictor:
     def _decode(self, image: Tensor, covariates: Tensor | None = None) -> dict[str, Tensor]:
         """What :meth:`decode` gives, all of the image at once."""
         was_training = self.model.training
-        self.model.eval()
+        if was_training:  # a walk over every module, in Python: not for nothing
+            self.model.eval()
         image = image.to(self.device)
         covariates = None if covariates is None else covariates.to(self.device)
         if image.ndim == 4:
@@ -88,7 +89,8 @@ class Predictor:
                 decoded = self.spec.tasks[name].decode(output.float())
                 decoded = view.undo(decoded) if decoded.ndim == image.ndim else decoded
                 sums[name] = sums[name] + decoded if name in sums else decoded
-        self.model.train(was_training)
+        if was_training:
+            self.model.train()
         return {name: (value / len(self.views)).cpu() for name, value in sums.items()}
 
     def rows(self, batch: Batch, cases: Mapping[str, Case]) -> list[dict[str, object]]:

@@ -7,10 +7,9 @@ with every input that the bundle is asked about.
 
 Nothing of it depends on the weights, so training cases serve as well as held-out ones. Pooled features of the encoder's
 last stage, which format 1 compared, noticed little of what ``benchmarks/gate.py`` does to pictures: training makes them
-invariant.
+invariant. What is made with a model is in ``cases.py``, which this package does not import: comparing needs none.
 """
 
-from medmtl.fingerprint.cases import facts_of, features_of, pooled, training_fingerprint
 from medmtl.fingerprint.facts import Facts, look
 from medmtl.fingerprint.files import FILE, FORMAT, KEY, read_fingerprint, write_fingerprint
 from medmtl.fingerprint.gauge import GROUPS, LEVEL, Gauge, calibrated, conformal_quantile, level_of
@@ -30,13 +29,9 @@ __all__ = [
     "calibrated",
     "compare",
     "conformal_quantile",
-    "facts_of",
-    "features_of",
     "fingerprint",
     "level_of",
     "look",
-    "pooled",
     "read_fingerprint",
-    "training_fingerprint",
     "write_fingerprint",
 ]

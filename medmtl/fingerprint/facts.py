@@ -110,10 +110,25 @@ def _intensities(values: npt.NDArray[Any]) -> dict[str, float]:
     flat = flat[:, :: max(1, flat.size // _SAMPLE)]
     low, middle, high = _percentiles(flat, (1, 50, 99))
     flat = flat.astype(np.float64)
-    found = {"mean": flat.mean(), "std": flat.std(), "p01": low, "p50": middle, "p99": high}
+    found = {"mean": (mean := _mean(flat)), "std": _mean((flat - mean) ** 2) ** 0.5}
+    found |= {"p01": low, "p50": middle, "p99": high}
     if len(flat) == 3:
-        found |= {f"{name}_mean": row.mean() for name, row in zip(("red", "green", "blue"), flat, strict=True)}
-    return {name: float(value) for name, value in found.items()}
+        found |= {f"{name}_mean": _mean(row) for name, row in zip(("red", "green", "blue"), flat, strict=True)}
+    return found
+
+
+def _mean(values: npt.NDArray[Any]) -> float:
+    """``values.mean()``, to the bit. Of a picture of 64 px its checks take longer than the sum."""
+    return float(values.dtype.type(np.add.reduce(values, axis=None) / values.size))
+
+
+def _median(values: npt.NDArray[Any]) -> float:
+    """``numpy.median(values)``, to the bit, likewise."""
+    middle, odd = divmod(values.size, 2)
+    parted = np.partition(values, [middle] if odd else [middle - 1, middle], axis=None)
+    if np.isnan(parted[middle:].max()):  # where a sort puts them
+        return math.nan
+    return float(parted[middle] if odd else (parted[middle - 1] + parted[middle]) / values.dtype.type(2))
 
 
 def _same(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> bool:
@@ -147,11 +162,11 @@ def _details(seen: Tensor) -> dict[str, float]:
         high, low = _haar(low)
         tissue = low > _TISSUE
         bands.append(high[tissue] if part.ndim == 4 and tissue.sum() > _BLOCKS else high)
-    noise = [float(np.log(np.median(np.abs(band)) / 0.6745 + _GREY)) for band in bands]
-    detail = [float(np.log(np.sqrt(np.mean(band**2)) + _GREY)) for band in bands]
+    noise = [math.log(_median(np.abs(band)) / 0.6745 + _GREY) for band in bands]
+    detail = [math.log(_mean(band**2) ** 0.5 + _GREY) for band in bands]
     found = {"noise": noise[0], "noise_2": noise[1] - noise[0], "noise_3": noise[2] - noise[1]}
     found |= {"detail": detail[0], "detail_2": detail[1] - detail[0]}
-    return found | ({"saturation": float((part.max(0) - part.min(0)).mean())} if len(part) == 3 else {})
+    return found | ({"saturation": _mean(part.max(0) - part.min(0))} if len(part) == 3 else {})
 
 
 def _haar(grey: Floats) -> tuple[Floats, Floats]:

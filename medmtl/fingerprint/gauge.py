@@ -20,7 +20,6 @@ from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.covariance import ledoit_wolf
 
 LEVEL = 0.01  # of images of the same kind that are warned about
 GROUPS = 20  # fewer would be wrong about 1 image in 20: no gauge
@@ -75,6 +74,8 @@ def _squares(table: Table, gauge: Gauge) -> Table:
 
 
 def _fit(names: Sequence[str], table: Table, narrowest: float) -> Gauge:
+    from sklearn.covariance import ledoit_wolf  # takes a second: for those who fit, not for those who compare
+
     mean = table.mean(0)
     scale = np.maximum(table.std(0, ddof=1), narrowest * np.maximum(1, np.abs(mean)))
     precision = np.linalg.inv(ledoit_wolf((table - mean) / scale, assume_centered=True)[0])

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from medmtl.bundle import Bundle, ModelSpec
 from medmtl.errors import EnvironmentFailure, UserError
-from medmtl.fingerprint import features_of, pooled
+from medmtl.fingerprint.cases import features_of, pooled
 from medmtl.models.views import ViewSet
 from medmtl.predictor import Predictor
 from medmtl.tasks.classification import Classification

@@ -31,6 +31,7 @@ from medmtl.inference.job import Job, Summary
 from medmtl.inference.ledger import Ledger
 from medmtl.inference.listing import Listing
 from medmtl.inference.outputs import check_coding
+from medmtl.inference.readers import LEAST, reading_apart, worthwhile
 from medmtl.inference.work import Work
 from medmtl.ingest.walk import Walked
 from medmtl.io.dicom.quiet import quiet
@@ -81,13 +82,27 @@ class Session:
         return listing
 
     def _run(self, planned: Sequence[Batch]) -> None:
-        with ThreadPoolExecutor(self.job.workers) as pool, Progress(self.console) as progress:
+        with self._readers(planned), self._threads() as pool, Progress(self.console) as progress:
             progress.begin("images", sum(len(batch.inputs) for batch in planned))
             try:
                 self.work.run(planned, pool, progress, self.caught)
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
+
+    @contextmanager
+    def _readers(self, planned: Sequence[Batch]) -> Iterator[None]:
+        """While the block runs, processes that read, where there are enough pictures for them."""
+        if sum(worthwhile(item) for batch in planned for item in batch.inputs) < LEAST:
+            yield
+            return
+        with reading_apart(self.work.reader, self.job.workers) as self.work.readers:
+            yield
+        self.work.readers = None
+
+    def _threads(self) -> ThreadPoolExecutor:
+        """Threads that read and write; as many again where some wait for processes."""
+        return ThreadPoolExecutor(self.job.workers * (1 if self.work.readers is None else 2))
 
     def say(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False)

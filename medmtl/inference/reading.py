@@ -6,6 +6,7 @@ import math
 import os
 import stat
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from medmtl.data.grid import Grid
 from medmtl.data.preprocess import Preprocess
 from medmtl.errors import EnvironmentFailure, UserError
 from medmtl.files import inside, sha256
-from medmtl.fingerprint import Facts, look
+from medmtl.fingerprint import Facts, Fingerprint, Verdict, compare, look
 from medmtl.inference.isolated import load_stack
 from medmtl.inference.listing import Input
 from medmtl.ingest.rules import dicom_value
@@ -43,7 +44,8 @@ class Loaded:
     native: tuple[int, ...] = ()  # [*S] of the tensor before windowing
     grid: Grid | None = None  # of a volume
     blank: bool = False  # every pixel has the same value
-    facts: Facts | None = None
+    verdict: Verdict | None = None  # on how it compares with the training images
+    facts: Facts | None = None  # for a verdict that needs the encoder's features, too (fingerprints of format 1)
     notes: tuple[Note, ...] = ()
     error: UserError | None = None
     seconds: float = 0.0
@@ -51,13 +53,13 @@ class Loaded:
 
 @dataclass
 class Reader:
-    """Reads the inputs of a folder for one bundle. Its methods run in threads."""
+    """Reads the inputs of a folder for one bundle. Its methods run in threads, or in a process that has a copy."""
 
     source: Path
     preprocess: Preprocess
     max_bytes: int
     fill_nan: bool = False
-    facts: bool = True  # look at each image, for comparing it with the training images
+    known: Fingerprint | None = None  # of the training images, which each image is compared with
     _digests: dict[str, tuple[Found, str]] = field(default_factory=dict)
 
     def files(self, item: Input) -> Files:
@@ -74,6 +76,17 @@ class Reader:
                 known = self._digests[str(path)] = (now, sha256(path))
             digests.append(known[1])
         return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+    def loaded(self, item: Input, done: Callable[[str], bool] = lambda content: False) -> Loaded:
+        """The input as the network sees it, or what is wrong with it; neither where its content is ``done``."""
+        began = time.perf_counter()
+        content = ""
+        try:
+            files = self.files(item)
+            content = self.digest(files)
+            return Loaded(item, content) if done(content) else self.read(item, files, content)
+        except (UserError, OSError, MemoryError) as error:
+            return Loaded(item, content, error=explained(error), seconds=time.perf_counter() - began)
 
     def read(self, item: Input, files: Files = (), content: str = "") -> Loaded:
         """The input as the network sees it; raises UserError, OSError or MemoryError, whatever is wrong with it.
@@ -103,7 +116,11 @@ class Reader:
         image = self.preprocess.normalised(seen)
         if not is_finite(image):
             raise UserError("E-IMG-FINITE", "the preprocessed image holds NaN or infinity", "check its intensities")
-        facts = self._look(item, pixels, seen, volume, grid) if self.facts else None
+        verdict, facts = None, None
+        if self.known is not None:
+            facts = self._look(item, pixels, seen, volume, grid)
+            if "features" not in self.known.gauges:
+                verdict, facts = compare(self.known, facts), None
         low, high = torch.aminmax(pixels)
         return Loaded(
             item,
@@ -113,6 +130,7 @@ class Reader:
             native=tuple(pixels.shape[1:]),
             grid=grid,
             blank=bool(low == high),
+            verdict=verdict,
             facts=facts,
             notes=volume.notes if volume is not None else (),
             seconds=time.perf_counter() - began,

@@ -5,6 +5,7 @@ all its files are whole.
 """
 
 import contextlib
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,13 +15,14 @@ from typing import Any
 
 from medmtl.errors import EnvironmentFailure, SafetyRefusal, TrainingInterrupted, UserError
 from medmtl.files import sha256
-from medmtl.fingerprint import Facts, Fingerprint, Verdict, compare
+from medmtl.fingerprint import Fingerprint, Verdict, compare
 from medmtl.inference.batches import Batch, batches, cost_of
 from medmtl.inference.forward import Decoded, Model
 from medmtl.inference.job import Job
 from medmtl.inference.ledger import Cell, Entry, Ledger, Status
 from medmtl.inference.listing import Input
 from medmtl.inference.outputs import leftovers, write_case
+from medmtl.inference.readers import Readers, worthwhile
 from medmtl.inference.reading import Loaded, Reader, explained
 from medmtl.inference.remedies import remedy
 from medmtl.inference.results import case_prediction, referral
@@ -29,13 +31,16 @@ from medmtl.progress import Progress
 from medmtl.tasks import AnyTask
 from medmtl.tasks.domain import Domain
 
+_PARTS = 2  # of a batch that each thread finishes: one alone would be waited for at the end
+_Written = tuple[list[Entry], EnvironmentFailure | None]  # lines of a part of a batch, and what ended its writing
+
 
 @dataclass
 class _Writing:
     """A batch whose files are being written."""
 
     entries: list[Entry]
-    futures: list["Future[Entry]"]
+    futures: list["Future[_Written]"]
     inputs: int  # of the batch, those that were done already included
     cost: int
 
@@ -53,6 +58,8 @@ class Work:
     failures: int = 0  # in this run
     seconds: Counter[str] = field(default_factory=Counter)  # per stage: waiting for images, the network, writing
     stepped: Callable[[], None] = lambda: None  # told by any thread, whenever a part of an input's way is done
+    readers: Readers | None = None  # processes that read small pictures
+    _adding: "Future[None] | None" = None
 
     def __post_init__(self) -> None:
         job = self.job
@@ -61,7 +68,7 @@ class Work:
             self.model.spec.preprocess,
             max_bytes=job.policy.max_bytes,
             fill_nan=job.fill_nan,
-            facts=job.gate != "off" and self.known is not None,
+            known=None if job.gate == "off" else self.known,
         )
 
     @property
@@ -77,7 +84,7 @@ class Work:
         self, planned: Sequence[Batch], pool: ThreadPoolExecutor, progress: Progress, caught: Sequence[int]
     ) -> None:
         """Batch after batch; what is computed is recorded even where the job ends early."""
-        ahead: list[Future[Loaded]] = []
+        ahead: list[Future[list[Loaded]]] = []
         writing: _Writing | None = None
         try:
             for number, batch in enumerate(planned):
@@ -88,23 +95,27 @@ class Work:
                     return
                 ahead = ahead or self._submit(batch, pool)
                 with self._timed("read"):
-                    loaded = [future.result() for future in ahead]
+                    loaded = [one for future in ahead for one in future.result()]
                 following = planned[number + 1] if number + 1 < len(planned) else None
                 held = batch.cost + (writing.cost if writing else 0)
                 early = following is not None and following.cost + held <= self.budget
                 ahead = self._submit(following, pool) if following is not None and early else []
                 before, writing = writing, self._predict(loaded, pool, batch.cost)
-                self._record(before, progress)
+                self._record(before, pool, progress)
                 if following is not None and not early:
                     before, writing = writing, None
-                    self._record(before, progress)
+                    self._record(before, pool, progress)
         finally:
             for future in ahead:
                 future.cancel()
-            self._record(writing, progress)
+            self._record(writing, pool, progress)
+            self._settle()
 
-    def _submit(self, batch: Batch, pool: ThreadPoolExecutor) -> "list[Future[Loaded]]":
-        return [pool.submit(self._read, item) for item in batch.inputs]
+    def _submit(self, batch: Batch, pool: ThreadPoolExecutor) -> "list[Future[list[Loaded]]]":
+        """One input at a time for a thread; for a process, which has to be asked and to answer, its share at once."""
+        size = 1 if self.readers is None else math.ceil(len(batch.inputs) / self.job.workers)
+        starts = range(0, len(batch.inputs), size)
+        return [pool.submit(self._read_part, batch.inputs[start : start + size]) for start in starts]
 
     def _stopped(self) -> bool:
         return self.job.max_failures is not None and self.failures > self.job.max_failures
@@ -113,7 +124,7 @@ class Work:
         """Predict what is not done of one batch, and begin to write it."""
         entries = [self.failed(item, item.error) for item in loaded if item.error is not None]
         new = [item for item in loaded if item.image is not None]
-        futures: list[Future[Entry]] = []
+        futures: list[Future[_Written]] = []
         if new:
             done = [item.item for item in loaded if item.image is None and item.error is None]
             with self._timed("read"):
@@ -123,30 +134,39 @@ class Work:
                 images = {item.item.id: item.image for item in together if item.image is not None}
                 decoded = self.model.decode(images)
                 share = (time.perf_counter() - began) / len(images)
-            futures = [pool.submit(self._finish, item, decoded[item.item.id], share) for item in new]
+            size = math.ceil(len(new) / (_PARTS * self.job.workers))
+            parts = [new[start : start + size] for start in range(0, len(new), size)]
+            futures = [pool.submit(self._finish_part, part, decoded, share) for part in parts]
         self.failures += len(entries)
         return _Writing(entries, futures, len(loaded), cost)
 
-    def _record(self, writing: _Writing | None, progress: Progress) -> None:
-        """Wait until a batch is written, and add its lines to the ledger."""
+    def _record(self, writing: _Writing | None, pool: ThreadPoolExecutor, progress: Progress) -> None:
+        """Wait until a batch is written, and have its lines added to the ledger behind those of the batch before."""
         if writing is None:
             return
         failure: EnvironmentFailure | None = None
         entries, before = list(writing.entries), len(writing.entries)
         with self._timed("write"):
             for future in writing.futures:
-                try:
-                    entries.append(future.result())
-                except EnvironmentFailure as error:  # the others may have been written before the disk was full
-                    failure = error
-            self.ledger.append(entries)
+                written, ended = future.result()
+                entries += written  # some may have been written before the disk was full
+                failure = ended or failure
+            self._settle()
+            self._adding = pool.submit(self.ledger.append, entries)
         self.stepped()
         failed = sum(entry.status == "failed" for entry in entries)
         self.failures += failed - before
         self.computed |= {entry.id for entry in entries if entry.status == "ok"}
         progress.advance(writing.inputs, failed, computed=len(entries))
         if failure is not None:
+            self._settle()
             raise failure
+
+    def _settle(self) -> None:
+        """Wait for the lines that are being added to the ledger: syncing them takes as long as a picture or two."""
+        adding, self._adding = self._adding, None
+        if adding is not None:
+            adding.result()
 
     @contextlib.contextmanager
     def _timed(self, stage: str) -> Iterator[float]:
@@ -154,39 +174,60 @@ class Work:
         yield began
         self.seconds.update({stage: time.perf_counter() - began})  # type: ignore[dict-item] # typed for whole numbers
 
+    def _read_part(self, inputs: Sequence[Input]) -> list[Loaded]:
+        """A part of a batch, in order: what no process reads is read by this thread."""
+        found: dict[str, Loaded] = {}
+        if self.readers is not None:
+            apart = [item for item in inputs if worthwhile(item) and self._new(item)]
+            found = {one.item.id: one for one in (self.readers.read(apart) if apart else ())}
+            self.stepped()
+        return [found.get(item.id) or self._read(item) for item in inputs]
+
+    def _new(self, item: Input) -> bool:
+        """Whether the ledger has no result of an input, and the memory is enough for it."""
+        known = self.ledger.entries.get(item.id)
+        return (known is None or known.status != "ok") and cost_of(item, self.model.spec) <= self.budget
+
     def _read_again(self, item: Input) -> Loaded:
         return self._read(item, even_if_done=True)
 
     def _read(self, item: Input, *, even_if_done: bool = False) -> Loaded:
         """Read and preprocess one input, unless its result is there. Runs in a thread; what is wrong is returned."""
-        began = time.perf_counter()
-        content = ""
+
+        def done(content: str) -> bool:
+            self.stepped()
+            return not even_if_done and self.ledger.done(item.id, content)
+
         try:
             if item.refused is not None:
-                raise item.refused
+                return Loaded(item, error=item.refused)
             if (cost := cost_of(item, self.model.spec)) > self.budget:
                 what = f"the image and its results take {_size(cost)}, {_size(self.budget)} may be used"
-                raise UserError("E-PRE-MEMORY", what, "raise --max-ram, or cut the image")
-            files = self.reader.files(item)
-            content = self.reader.digest(files)
-            self.stepped()
-            if not even_if_done and self.ledger.done(item.id, content):
-                return Loaded(item, content)
-            return self.reader.read(item, files, content)
-        except (UserError, OSError, MemoryError) as error:
-            seconds = time.perf_counter() - began
-            return Loaded(item, content, error=explained(error), seconds=seconds)
+                return Loaded(item, error=UserError("E-PRE-MEMORY", what, "raise --max-ram, or cut the image"))
+            return self.reader.loaded(item, done)
         finally:
             self.stepped()
 
+    def _finish_part(
+        self, part: Sequence[Loaded], decoded: Mapping[str, Decoded | UserError], forward: float
+    ) -> _Written:
+        """Finish some of a batch, one after the other, until the machine fails. Runs in a thread."""
+        entries: list[Entry] = []
+        for item in part:
+            try:
+                entries.append(self._finish(item, decoded[item.item.id], forward))
+            except EnvironmentFailure as error:
+                return entries, error
+        return entries, None
+
     def _finish(self, loaded: Loaded, decoded: Decoded | UserError, forward: float) -> Entry:
-        """Write the files of one input and compose its line of the ledger. Runs in a thread."""
+        """Write the files of one input and compose its line of the ledger."""
         began = time.perf_counter()
         out, item = self.job.out, loaded.item
         try:
             if isinstance(decoded, UserError):
                 raise decoded
-            verdict = self._verdict(loaded.facts, decoded.features)
+            verdict = self._verdict(loaded, decoded)
             case = case_prediction(
                 loaded,
                 decoded,
@@ -221,10 +262,10 @@ class Work:
             loaded, "ok", seconds, outputs=outputs, cells=cells, warnings=(*case.warnings, *files.warnings)
         )
 
-    def _verdict(self, facts: Facts | None, features: tuple[float, ...] | None) -> Verdict:
-        if facts is None or self.known is None:
-            return Verdict("unknown")
-        return compare(self.known, replace(facts, features=features))
+    def _verdict(self, loaded: Loaded, decoded: Decoded) -> Verdict:
+        if loaded.facts is not None and self.known is not None:
+            return compare(self.known, replace(loaded.facts, features=decoded.features))
+        return loaded.verdict or Verdict("unknown")
 
     def _gate_cells(self, verdict: Verdict) -> Mapping[str, Cell]:
         level = "off" if self.job.gate == "off" else verdict.level
@@ -257,6 +298,7 @@ class Work:
 
     def _skip(self, inputs: Iterable[Input]) -> None:
         reason = f"not tried, since more than {self.job.max_failures} images failed"
+        self._settle()
         then = "mend what errors.csv lists, or raise max_failures, then run the same command again"
         left = [item for item in inputs if not (known := self.ledger.entries.get(item.id)) or known.status != "ok"]
         self.ledger.append(

@@ -33,17 +33,14 @@ from medmtl.fingerprint import (
     Fingerprint,
     compare,
     conformal_quantile,
-    facts_of,
-    features_of,
     fingerprint,
     level_of,
     look,
-    pooled,
     read_fingerprint,
-    training_fingerprint,
     write_fingerprint,
 )
-from medmtl.fingerprint.facts import _percentiles
+from medmtl.fingerprint.cases import facts_of, features_of, pooled, training_fingerprint
+from medmtl.fingerprint.facts import _mean, _median, _percentiles
 from medmtl.inference.job import Gate
 from medmtl.inference.ledger import read_ledger
 from medmtl.inference.pipeline import Job, Summary, look_ahead, predict
@@ -608,3 +605,13 @@ def test_percentiles_are_numpys_to_the_bit(count):
     assert _percentiles(values, wanted) == np.percentile(values.astype(np.float64), wanted).tolist()
     values[0, -1] = np.nan
     assert np.isnan(_percentiles(values, wanted)).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(1,), (2,), (3, 1), (7, 13), (3, 64, 64)])
+def test_mean_and_median_are_numpys_to_the_bit(shape, dtype):
+    values = np.random.default_rng(len(shape)).random(shape).astype(dtype)
+    assert (_mean(values), _median(values)) == (float(values.mean()), float(np.median(values)))
+    assert _mean(values.T) == float(values.T.mean())
+    values.flat[0] = np.nan
+    assert np.isnan([_mean(values), _median(values)]).all()

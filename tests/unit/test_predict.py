@@ -315,7 +315,7 @@ def test_a_batch_recorded_in_part_is_composed_as_before(
 
 
 KILLED = """
-import os, signal, sys
+import os, signal, sys, time
 from pathlib import Path
 from medmtl.inference.pipeline import Job, predict
 from medmtl.predictor import Predictor
@@ -323,6 +323,9 @@ real, calls = Predictor.decode, []
 def decode(self, image):
     calls.append(1)
     if len(calls) == 3:
+        until = time.monotonic() + 60
+        while (out / "cases.jsonl").read_text().count("\\n") < 3 and time.monotonic() < until:
+            time.sleep(0.01)  # the first batch is recorded beside this one
         os.kill(os.getpid(), signal.SIGKILL)
     return real(self, image)
 Predictor.decode = decode

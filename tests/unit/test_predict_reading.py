@@ -19,7 +19,7 @@ def test_what_changed_after_its_digest_is_refused(tmp_path: Path) -> None:
     preprocess = Preprocess(window=(8, 8))
     path = write_png(tmp_path / "a.png", np.zeros((8, 8, 3), np.uint8))
     (item,) = Finder(tmp_path, preprocess).find().inputs
-    reader = Reader(tmp_path, preprocess, max_bytes=2**20, facts=False)
+    reader = Reader(tmp_path, preprocess, max_bytes=2**20)
     files = reader.files(item)
     content = reader.digest(files)
     assert reader.read(item, files, content).sha256 == content
