@@ -78,18 +78,25 @@ def write_atomic(path: Path, content: bytes | str, *, sync: bool = True) -> Path
 def append_line(path: Path, line: str) -> None:
     """Append one line and sync it: after a kill, every line but perhaps the last is whole.
 
-    A last line that was cut short is closed first, so that it cannot swallow the new one.
+    A last line that was cut short is closed first, so that it cannot swallow the new one. What a full disk left of the
+    new one is taken back: when there is room again, it would stand in the middle.
     """
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab+") as stream:
-            if stream.seek(0, os.SEEK_END):
+        with path.open("ab+", buffering=0) as stream:
+            end, cut = stream.seek(0, os.SEEK_END), False
+            if end:
                 stream.seek(-1, os.SEEK_END)
-                if stream.read(1) != b"\n":
-                    stream.write(b"\n")
-            stream.write(line.rstrip("\n").encode() + b"\n")
-            stream.flush()
-            os.fsync(stream.fileno())
+                cut = stream.read(1) != b"\n"
+            left = memoryview((b"\n" if cut else b"") + line.rstrip("\n").encode() + b"\n")
+            try:
+                while left:
+                    left = left[stream.write(left) :]
+                os.fsync(stream.fileno())
+            except OSError:
+                with contextlib.suppress(OSError):
+                    stream.truncate(end)
+                raise
 
 
 def sha256(path: Path) -> str:

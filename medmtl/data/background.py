@@ -40,7 +40,7 @@ def above_background(image: Tensor) -> Tensor:
 
 def _frequent(image: Tensor, lowest: float) -> tuple[float, float] | None:
     """(A background above the lowest value, how far ringing reaches there), or None."""
-    share = float((image == lowest).float().mean())
+    share = int((image == lowest).sum()) / image.numel()
     if share > 0.5:
         return None
     values = np.sort(image.flatten()[:: max(1, image.numel() // _SAMPLE)].double().numpy())

@@ -45,7 +45,7 @@ def _problems(case: Case, targets: Mapping[str, Target], root: Path, volumes: bo
         size = _size(inside(root, case.image), volumes)
     except UserError as error:
         size = None
-        yield f"{place}, image", error
+        yield f"{place}, image", _bare(error)
     for column, reader in targets.items():
         for cell_of in reader.columns(column) if isinstance(reader, AnnotatorsTarget) else (column,):
             cell = case.targets.get(cell_of)
@@ -53,7 +53,12 @@ def _problems(case: Case, targets: Mapping[str, Target], root: Path, volumes: bo
                 if cell is not None:
                     _check_cell(case, cell, reader, root, size, volumes)
             except UserError as error:
-                yield f"{place}, target.{cell_of}", error
+                yield f"{place}, target.{cell_of}", _bare(error)
+
+
+def _bare(error: UserError) -> UserError:
+    """The error alone: where it was raised, its traceback would keep an image."""
+    return type(error)(error.code, error.what, error.remedy, where=error.where)
 
 
 def _check_cell(case: Case, cell: str, reader: Target, root: Path, size: tuple[int, ...] | None, volumes: bool) -> None:

@@ -96,9 +96,11 @@ class Session:
         if sum(worthwhile(item) for batch in planned for item in batch.inputs) < LEAST:
             yield
             return
-        with reading_apart(self.work.reader, self.job.workers) as self.work.readers:
-            yield
-        self.work.readers = None
+        try:
+            with reading_apart(self.work.reader, self.job.workers) as self.work.readers:
+                yield
+        finally:
+            self.work.readers = None
 
     def _threads(self) -> ThreadPoolExecutor:
         """Threads that read and write; as many again where some wait for processes."""

@@ -32,6 +32,8 @@ from medmtl.process import hold_memory
 
 LEAST = 3000  # pictures of a job: fewer are read before a process has started
 LARGEST = 2**20  # pixels: of a larger picture, decoding takes longer than Python, and sending it costs too
+_TOGETHER = 16  # pictures that a process is asked for at once
+_PATIENCE_S = 60.0  # for them: a file system may be slow
 _MODULE = "medmtl.inference.readers"
 _BROKEN = (EOFError, OSError, pickle.UnpicklingError)
 
@@ -49,21 +51,25 @@ class Readers:
     idle: "SimpleQueue[Connection[bytes, bytes]]" = field(default_factory=SimpleQueue)
 
     def read(self, inputs: Sequence[Input]) -> list[Loaded]:
-        """What ``Reader.loaded`` says of each; nothing where no process is there for it."""
+        """What ``Reader.loaded`` says of each; of those that no process has read, nothing."""
         try:
             pipe = self.idle.get_nowait()
         except Empty:
             return []
-        half = (len(inputs) + 1) // 2
-        parts = [part for part in (inputs[:half], inputs[half:]) if part]
+        found: list[Loaded] = []
+        answer, asked = b"", inputs[:0]
         try:
-            for part in parts:  # so that it reads the second while the first is unpacked
-                pipe.send_bytes(pickle.dumps(part, protocol=5))
-            found = [_unpacked(pipe.recv_bytes(), part) for part in parts]
+            for start in range(0, len(inputs), _TOGETHER):
+                part = inputs[start : start + _TOGETHER]
+                pipe.send_bytes(pickle.dumps(part, protocol=5))  # never while it may be sending, too
+                found += _unpacked(answer, asked)  # while it reads the next ones
+                if not pipe.poll(_PATIENCE_S):
+                    return found  # it hangs, and is not asked again
+                answer, asked = pipe.recv_bytes(), part
         except _BROKEN:
-            return []  # it was killed, and is not asked again
+            return found  # nor is one that was killed
         self.idle.put(pipe)
-        return [one for part in found for one in part]
+        return found + _unpacked(answer, asked)
 
 
 @contextmanager
@@ -92,11 +98,13 @@ def _start() -> "tuple[subprocess.Popen[bytes], Connection[bytes, bytes]] | None
 
     Not by multiprocessing, which would run the main module of whoever calls a second time.
     """
-    here, there = Pipe()
-    path = os.pathsep.join(place or str(Path.cwd()) for place in sys.path)
+    try:
+        here, there = Pipe()
+    except OSError:
+        return None
     environment = {
         **os.environ,
-        "PYTHONPATH": path,
+        "PYTHONPATH": os.pathsep.join(_path()),
         "PYTHONSAFEPATH": "1",
         "OMP_NUM_THREADS": "1",
         "MKL_NUM_THREADS": "1",
@@ -111,12 +119,21 @@ def _start() -> "tuple[subprocess.Popen[bytes], Connection[bytes, bytes]] | None
             stderr=subprocess.DEVNULL,  # libraries quote what they complain about
             start_new_session=True,  # an interrupt of the terminal is for the job, which ends its readers
         )
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError):  # no memory, no descriptor; an interpreter that is not told
         here.close()
         return None
     finally:
         there.close()
     return process, here
+
+
+def _path() -> list[str]:
+    """``sys.path`` without relative places; where the current folder was deleted, without what they stood for."""
+    try:
+        here = Path.cwd()
+    except OSError:
+        here = Path()
+    return [str(here / place) for place in sys.path if (here / place).is_absolute()]
 
 
 def _introduce(pipe: "Connection[bytes, bytes]", words: bytes, readers: Readers) -> None:
@@ -151,7 +168,7 @@ def _packed(found: Sequence[Loaded]) -> bytes:
 
 def _unpacked(answer: bytes, inputs: Sequence[Input]) -> list[Loaded]:
     """What was read of ``inputs``; nothing where reading them met a defect."""
-    if not (parts := pickle.loads(answer)):
+    if not inputs or not (parts := pickle.loads(answer)):
         return []
     told, images = parts[: len(inputs)], parts[len(inputs) :]
     return [

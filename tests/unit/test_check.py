@@ -13,6 +13,7 @@ from medmtl.data.check import check_cases
 from medmtl.data.loader import CaseDataset
 from medmtl.data.preprocess import Preprocess
 from medmtl.data.target import AnnotatorsTarget, ClassTarget, LevelTarget, MaskTarget, NumberTarget
+from medmtl.errors import UserError
 from medmtl.io.nifti import write_nifti
 from medmtl.io.volume import Volume
 from medmtl.prepared import prepare
@@ -123,6 +124,9 @@ def test_a_class_that_a_mask_of_any_part_has_and_the_task_has_not_is_found_in_it
     code = "E-MASK-LABELS" if volumes else "E-TGT-MASK"
     message = refuses(code, checked(tmp_path, found, volumes, mask=MASK), says="row 3, case c1, target.mask: ")
     assert "row 5, case c3, target.mask: " in message and message.count("row ") == 2
+    with pytest.raises(UserError) as caught:
+        checked(tmp_path, found, volumes, mask=MASK)()
+    assert caught.value.__cause__ is not None and caught.value.__cause__.__traceback__ is None  # which keeps the mask
     planes = [replace(found[0], targets={"mask.ann": f"m0.{suffix}", "mask.bo": f"m3.{suffix}"})]
     several = AnnotatorsTarget(("out", "in"), ("ann", "bo"))
     refuses(code, checked(tmp_path, planes, volumes, mask=several), says="row 2, case c0, target.mask.bo: ")

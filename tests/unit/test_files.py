@@ -46,7 +46,9 @@ def test_a_full_disk_is_the_machines_fault_and_leaves_the_old_file(tmp_path):
         refuses("E-DISK", lambda: append_line(path, "x" * 5000), kind=EnvironmentFailure)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert path.read_bytes()[:3] == b"old"
+    assert path.read_bytes() == b"old"  # nothing of what there was no room for, which would come to stand in the middle
+    append_line(path, "new")
+    assert path.read_bytes() == b"old\nnew\n"
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 

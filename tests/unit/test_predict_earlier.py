@@ -97,6 +97,15 @@ def test_the_ledger_of_one_of_several_processes_is_enough(source: Path, line: by
     assert earlier.folders(source, walk(source).files) == ()
 
 
+def test_a_users_own_files_beside_an_empty_ledger_are_input(bundle: Path, tmp_path: Path) -> None:
+    for name in ("a.png", "cases.jsonl_2024/b.png", "masks/c.png"):
+        write_png(tmp_path / "in" / name, np.zeros((32, 40, 3), np.uint8))
+    for name in ("cases.jsonl", ".lock"):
+        (tmp_path / "in" / name).touch()
+    listing, _ = look_ahead(Job(bundle, tmp_path / "in", tmp_path / "out", device="cpu", gate="off"))
+    assert [item.id for item in listing.inputs] == ["a.png", "cases.jsonl_2024/b.png"]
+
+
 @pytest.mark.parametrize("below", ["", "study/"])
 def test_the_images_of_an_ingested_study_are_input_and_nothing_else_of_it(
     bundle: Path, tmp_path: Path, below: str

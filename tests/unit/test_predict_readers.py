@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -172,7 +173,7 @@ def test_threads_go_on_where_no_process_can_be_started(
 
 
 class Broken(Reader):
-    """Meets a defect in every second picture of a process, and none in this one."""
+    """Meets a defect in a picture."""
 
     def loaded(self, item: Input, done: Any = lambda content: False) -> Loaded:
         if item.id > "02.png":
@@ -185,8 +186,54 @@ def test_a_defect_is_left_to_the_job(source: Path) -> None:
     items = [item for item in Finder(source, preprocess).find().inputs if worthwhile(item)][:4]
     with reading_apart(Broken(source, preprocess, max_bytes=2**20), 1) as found:
         _ready(found, 1)
-        assert [one.item.id for one in found.read(items)] == ["00.png", "01.png"]  # the other half met it
+        assert found.read(items) == []
         assert [one.item.id for one in found.read(items[:1])] == ["00.png"]  # and the process lives
+
+
+def test_long_questions_and_long_answers_do_not_wait_for_each_other(source: Path) -> None:
+    """Both are longer than what the system keeps of a pipe."""
+    preprocess = Preprocess()
+    (item,) = (item for item in Finder(source, preprocess).find().inputs if item.id == "00.png")
+    items = [replace(item, id=f"{n}" + "x" * 50_000) for n in range(40)]
+    with reading_apart(Reader(source, preprocess, max_bytes=2**20), 1) as found:
+        _ready(found, 1)
+        assert [one.item.id for one in found.read(items)] == [item.id for item in items]
+
+
+def test_a_process_that_hangs_is_given_up(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start, started = readers._start, []
+
+    def noted() -> Any:
+        started.append(start())
+        return started[0]
+
+    monkeypatch.setattr(readers, "_start", noted)
+    preprocess = Preprocess()
+    items = [item for item in Finder(source, preprocess).find().inputs if worthwhile(item)]
+    with reading_apart(Reader(source, preprocess, max_bytes=2**20), 1) as found:
+        _ready(found, 1)
+        assert len(found.read(items)) == 10
+        os.kill(started[0][0].pid, signal.SIGSTOP)
+        monkeypatch.setattr(readers, "_PATIENCE_S", 0.1)
+        assert found.read(items) == [] and found.idle.empty()
+    assert started[0][0].returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("executable", [None, "", "/nowhere/python"])
+def test_a_process_that_cannot_be_started_is_none(monkeypatch: pytest.MonkeyPatch, executable: str | None) -> None:
+    monkeypatch.setattr(readers.sys, "executable", executable)
+    assert readers._start() is None
+
+
+def test_a_current_folder_that_was_deleted_is_no_place_to_import_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    monkeypatch.setattr(readers.sys, "path", ["", "here", "/there"])
+    assert readers._path() == [str(tmp_path / "gone"), str(tmp_path / "gone/here"), "/there"]
+    (tmp_path / "gone").rmdir()
+    assert readers._path() == ["/there"]
 
 
 @pytest.mark.parametrize(

@@ -109,9 +109,8 @@ def segmentation(
 def _as_volume(dense: DenseMap) -> DenseMap:
     """The map of a picture, upright [H, W], on the grid [I, J, 1] of the DICOM object that it came from: the inverse of
     :func:`medmtl.io.voxels.upright_picture`."""
-    labels, inside = (array.T[:, ::-1, None] for array in (dense.labels, dense.inside))
-    probabilities = dense.probabilities.transpose(0, 2, 1)[:, :, ::-1, None]
-    return DenseMap(probabilities, labels, inside, dense.classes)
+    chances = dense.probabilities.transpose(0, 2, 1)[:, :, ::-1, None]
+    return DenseMap(chances, dense.labels.T[:, ::-1, None], dense.inside.T[:, ::-1, None], dense.classes)
 
 
 def frames_of(array: np.ndarray) -> np.ndarray:
