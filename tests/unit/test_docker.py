@@ -114,7 +114,7 @@ def test_prediction_needs_nothing_that_the_image_for_inference_lacks(tmp_path: P
         "gland": {"kind": "segmentation", "classes": ["background", "gland"], "decoder": {"width": 8}},
     }
     spec = ModelSpec.model_validate(
-        {"preprocess": {"window": [32, 32]}, "encoder": {"name": "test_efficientnet"}, "tasks": tasks}
+        {"preprocess": {"patches": {"size": [32, 32]}}, "encoder": {"name": "test_efficientnet"}, "tasks": tasks}
     )
     save_bundle(tmp_path / "bundle", spec, spec.build(), provenance={}, card="{bundle_id}")
     write_mitosis_study(tmp_path / "study", cases=12, groups=9)
