@@ -5,7 +5,8 @@ the network would wait for the thread that does it: reading in threads costs a n
 its time (``benchmarks/inference.py``). The processes run the very code that threads run, so results are the same bits.
 
 They are no condition for a job: until one has started (it imports torch), where it cannot, and after it was killed, the
-thread that asked it reads by itself.
+thread that asked it reads by itself. What goes through their pipes is pickled, as multiprocessing does it: only the job
+and the processes that it started hold an end of them, and no file is ever unpickled.
 """
 
 import contextlib
