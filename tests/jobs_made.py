@@ -26,6 +26,13 @@ def made_bundle(
     return folder
 
 
+def untimed(out: Path, *others: str) -> dict[str, bytes]:
+    """The files of a job by name, but for those that hold times, and ``others``."""
+    timed = (".lock", "cases.jsonl", "manifest.json", "summary.md", *others)
+    files = (path for path in out.rglob("*") if path.is_file() and path.name not in timed)
+    return {str(path.relative_to(out)): path.read_bytes() for path in files}
+
+
 def stepping(steps: Iterable[Callable[[], Any]]) -> Clock:
     """A watcher's clock: each round is six seconds later, and a step is done after it; after the last one SIGTERM.
 

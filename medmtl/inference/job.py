@@ -36,7 +36,7 @@ class Job:
     policy: Policy = field(default_factory=Policy)  # what may be repaired in DICOM series; the largest volume
     fill_nan: bool = False  # replace up to 0.1 % of NaN voxels by the lowest value
     names: Names = "path"  # what pictures and NIfTI files are called in the output; the command has hash
-    workers: int = 1  # threads that read, preprocess and write
+    workers: int = 1  # threads that read, preprocess and write; as many processes read small pictures
     max_ram: int | None = None  # bytes that images and results at hand may take; None: half of the machine's
     overwrite: bool = False  # drop the results of an earlier job in ``out``
     max_failures: int | None = None  # stop when more images than this have failed; the rest is skipped

@@ -58,8 +58,7 @@ class Listing:
     @property
     def told(self) -> str:
         """What a user should hear of who expects more inputs; empty where nothing is."""
-        count = self.ignored.get(earlier.KIND, 0)
-        return f"{count} files are {earlier.KIND} and were left aside" if count else ""
+        return earlier.told(self.ignored.get(earlier.KIND, 0))
 
     @classmethod
     def joined(cls, parts: Iterable["Listing"]) -> "Listing":

@@ -1,8 +1,9 @@
 """Processes that read small pictures while the network computes.
 
 Decoding releases the interpreter's lock, but of a small picture most of the work is Python's own, and each operation of
-the network would wait for the thread that does it: reading in threads costs a network on patches of 64 px a third of
-its time (``benchmarks/inference.py``). The processes run the very code that threads run, so results are the same bits.
+the network would wait for the thread that does it: reading in threads takes a third to a half of the throughput on
+patches of 64 px, of which this gives some back (``benchmarks/inference.py``). The processes run the very code that
+threads run, so results are the same bits.
 
 They are no condition for a job: until one has started (it imports torch), where it cannot, and after it was killed, the
 thread that asked it reads by itself. What goes through their pipes is pickled, as multiprocessing does it: only the job

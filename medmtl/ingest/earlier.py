@@ -61,10 +61,9 @@ def aside(path: str) -> Aside:
     return Aside(path, KIND, "I-FILE-OTHER", KIND)
 
 
-def told(asides: Iterable[Aside]) -> tuple[str, ...]:
-    """What a user should hear of who expects more images; nothing where none of them is of earlier results."""
-    count = sum(item.kind == KIND for item in asides)
-    return (f"{count} files are {KIND} and were left aside",) if count else ()
+def told(count: int) -> str:
+    """What a user should hear of who expects more images; empty where no file is of earlier results."""
+    return f"{count} files are {KIND} and were left aside" if count else ""
 
 
 def _is_ledger(name: str) -> bool:

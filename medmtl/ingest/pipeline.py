@@ -118,8 +118,9 @@ def _ingest(run: _Run) -> Summary:
     if run.table is not None:
         labelled = done if not job.dry_run else [case for case in plan.cases if case.refused is None]
         labels = run.table.join({case.id: case.subject for case in labelled}, identifying=job.keep_names)
-    said = (*earlier.told(walked.asides), *plan.warnings, *warnings_of(plan.cases))
-    warnings = (*said, *(labels.warnings if labels else ()))
+    left = earlier.told(sum(aside.kind == earlier.KIND for aside in walked.asides))
+    said = (left, *plan.warnings, *warnings_of(plan.cases), *(labels.warnings if labels else ()))
+    warnings = tuple(text for text in said if text)
     if not job.dry_run:
         targets = labels.targets if labels else {}
         rows = (manifest_case(case, entries[case.id], targets.get(case.id, {}), run.namer) for case in done)

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from jobs_made import made_bundle
+from jobs_made import made_bundle, untimed
 from PIL import Image
 from rich.console import Console
 
@@ -76,12 +76,6 @@ def _part(job: Job, world: int = 1, **more: Any) -> Part:
 def _told(rank: int, part: Part) -> dict[str, Any]:
     (line,) = share({"rank": [rank]}, part)["told"]
     return json.loads(line)
-
-
-def _bytes(out: Path) -> dict[str, bytes]:
-    timed = (".lock", "cases.jsonl", "manifest.json", "summary.md", LOG)
-    files = (path for path in out.rglob("*") if path.is_file() and path.name not in timed)
-    return {str(path.relative_to(out)): path.read_bytes() for path in files}
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +138,7 @@ def test_workers_write_the_bytes_of_one_process(bundle: Path, source: Path, whol
     part = _part(_job(bundle, source, tmp_path / "out"), world=2)
     with multiprocessing.get_context("fork").Pool(2) as pool:  # a worker works in its main thread
         told = pool.starmap(_told, [(rank, part) for rank in range(2)], chunksize=1)
-    assert _bytes(tmp_path / "out") == _bytes(whole)
+    assert untimed(tmp_path / "out", LOG) == untimed(whole, LOG)
     heard = cluster._Heard()
     for one in reversed(told):
         heard.add(one)
@@ -215,7 +209,7 @@ def test_a_request_to_stop_ends_a_worker_between_batches(
     monkeypatch.undo()
     (part.talk / STOP).unlink()
     assert "summary" in _told(0, part)
-    assert _bytes(part.job.out) == _bytes(whole)
+    assert untimed(part.job.out, LOG) == untimed(whole, LOG)
 
 
 def test_one_failure_stops_the_others_and_is_the_one_that_is_told(tmp_path: Path) -> None:
@@ -392,7 +386,7 @@ def test_a_ray_of_its_own_writes_the_bytes_of_one_process(
     monkeypatch.setattr(cluster, "places", places)
     monkeypatch.chdir(tmp_path)
     assert _command(bundle, source, Path("out"), "--ray", "2") == 3
-    assert _bytes(tmp_path / "out") == _bytes(whole)
+    assert untimed(tmp_path / "out", LOG) == untimed(whole, LOG)
     assert listening and all(address.removeprefix("::ffff:").startswith("127.") for address in listening)
     assert modes == {0o700}
     root.rmdir()  # nothing is left in it
@@ -426,7 +420,7 @@ def test_a_worker_that_is_killed_ends_the_job_and_the_next_run_goes_on(
         killer.join()
     assert "E-RAY-WORKER" in capsys.readouterr().err
     assert _command(bundle, source, tmp_path / "out") == 3
-    assert _bytes(tmp_path / "out") == _bytes(whole)
+    assert untimed(tmp_path / "out", LOG) == untimed(whole, LOG)
 
 
 @pytest.fixture
@@ -460,7 +454,7 @@ def test_a_cluster_that_exists_is_used_on_all_its_machines_and_left_running(
     assert not (tmp_path / "none").exists()
     assert _command(bundle, source, tmp_path / "out", "--ray", "2", *address) == 3
     assert "at most 1 on a machine" in capsys.readouterr().err
-    assert _bytes(tmp_path / "out") == _bytes(whole)
+    assert untimed(tmp_path / "out", LOG) == untimed(whole, LOG)
     assert json.loads((tmp_path / "out" / "manifest.json").read_text())["processes"] == 2
     assert not [path for path in (tmp_path / "out").glob(".*") if path.name != ".lock"]
     assert len(nodes := machines.list_all_nodes()) == 2

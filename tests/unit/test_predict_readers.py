@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from jobs_made import made_bundle
+from jobs_made import made_bundle, untimed
 from PIL import Image
 from rich.console import Console
 
@@ -67,12 +67,6 @@ def _go(bundle: Path, source: Path, out: Path, workers: int = 1) -> int:
     return predict(job, console=Console(file=io.StringIO())).exit_code
 
 
-def _bytes(out: Path) -> dict[str, bytes]:
-    timed = (".lock", "cases.jsonl", "manifest.json", "summary.md")
-    files = (path for path in out.rglob("*") if path.is_file() and path.name not in timed)
-    return {str(path.relative_to(out)): path.read_bytes() for path in files}
-
-
 def _lines(out: Path) -> list[dict[str, Any]]:
     return [{**vars(entry), "seconds": 0} for entry in read_ledger(out / "cases.jsonl")]
 
@@ -114,7 +108,7 @@ def test_processes_give_the_bytes_of_threads(
     out = tmp_path / "out"
     assert _go(bundle, source, out, workers) == 3
     assert sorted(read_apart) == [f"{n:02d}.png" for n in range(10)]  # the damaged one, too
-    assert _bytes(out) == _bytes(by_threads)
+    assert untimed(out) == untimed(by_threads)
     assert _lines(out) == _lines(by_threads)
 
 
@@ -129,7 +123,7 @@ def test_a_resumed_job_reads_what_is_left(
     read_apart.clear()
     assert _go(bundle, source, out) == 3
     assert sorted(read_apart) == ["01.png", "04.png", "09.png"]
-    assert _bytes(out) == _bytes(by_threads)
+    assert untimed(out) == untimed(by_threads)
 
 
 def test_threads_go_on_where_a_process_was_killed(
@@ -159,7 +153,7 @@ def test_threads_go_on_where_a_process_was_killed(
     out = tmp_path / "out"
     assert _go(bundle, source, out) == 3
     assert sorted(read_apart) == ["00.png", "01.png", "02.png", "03.png"]
-    assert _bytes(out) == _bytes(by_threads)
+    assert untimed(out) == untimed(by_threads)
     assert _lines(out) == _lines(by_threads)
 
 
@@ -169,7 +163,7 @@ def test_threads_go_on_where_no_process_can_be_started(
     monkeypatch.setattr(pipeline, "LEAST", 1)
     monkeypatch.setattr(readers.sys, "executable", str(tmp_path / "none"))
     assert _go(bundle, source, tmp_path / "out") == 3
-    assert _bytes(tmp_path / "out") == _bytes(by_threads)
+    assert untimed(tmp_path / "out") == untimed(by_threads)
 
 
 class Broken(Reader):

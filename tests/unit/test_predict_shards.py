@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from filelock import FileLock
-from jobs_made import made_bundle
+from jobs_made import made_bundle, untimed
 from rich.console import Console
 
 from medmtl.cli import run
@@ -90,12 +90,6 @@ def _die_before(record: int) -> None:
     Ledger.append = append  # type: ignore[method-assign] # of this process alone
 
 
-def _bytes(out: Path) -> dict[str, bytes]:
-    timed = (".lock", "cases.jsonl", "manifest.json", "summary.md")
-    files = (path for path in out.rglob("*") if path.is_file() and path.name not in timed)
-    return {str(path.relative_to(out)): path.read_bytes() for path in files}
-
-
 def _without_times(out: Path) -> tuple[dict[str, Any], str]:
     tree = json.loads((out / "manifest.json").read_text())
     for name in ("seconds", "seconds_per_image", "seconds_per_view", "processes"):
@@ -117,7 +111,7 @@ def test_several_processes_write_the_bytes_of_one(
 ) -> None:
     out = tmp_path / "out"
     assert _children(_job(bundle, source, out), world) == [3, *[0] * (world - 1)]  # the first alone tells how it ended
-    assert _bytes(out) == _bytes(whole)
+    assert untimed(out) == untimed(whole)
     assert _without_times(out) == _without_times(whole)
     entries = read_ledger(out / "cases.jsonl")
     assert len({entry.id for entry in entries}) == len(entries) == 12  # nothing was computed twice
@@ -146,7 +140,7 @@ def test_what_a_dead_process_did_is_kept_whoever_goes_on(
     (out / ".ray-0").mkdir()
     (out / ".ray-0/lock").touch()  # it was a command on Ray that died with its workers
     assert _children(job, then)[0] == 3
-    assert _bytes(out) == _bytes(whole)
+    assert untimed(out) == untimed(whole)
     assert json.loads((out / "manifest.json").read_text())["counts"]["resumed"] == 8  # 00 to 05, 07, 08
     assert len([entry for entry in read_ledger(out / "cases.jsonl") if entry.status == "ok"]) == 11
 
@@ -207,7 +201,7 @@ def test_inputs_that_no_process_took_are_taken_by_the_first(
     monkeypatch.setattr(shards, "let_begin", lambda *arguments: None)
     monkeypatch.setattr(shards, "await_others", lambda *arguments: None)
     assert _go(_job(bundle, source, tmp_path / "out", shard=Shard(0, 2))) == 3
-    assert _bytes(tmp_path / "out") == _bytes(whole)
+    assert untimed(tmp_path / "out") == untimed(whole)
 
 
 def test_the_share_is_what_torchrun_says(
