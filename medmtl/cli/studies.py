@@ -93,6 +93,7 @@ def compare(
         list[str] | None,
         typer.Option(help="Only cases with this value: diagnosis=MCI (meta.diagnosis), domain=B."),
     ] = None,
+    task: Annotated[list[str] | None, typer.Option(help="Only this task (may be given again).")] = None,
     resamples: Annotated[int, typer.Option(min=100)] = 1000,
 ) -> None:
     """The difference of two runs on the cases they share, with paired intervals clustered by group."""
@@ -106,7 +107,7 @@ def compare(
         if "=" not in item:
             raise UserError("E-CMP-WHERE", f"{item!r} is no COLUMN=VALUE", "give as diagnosis=MCI", where="--where")
     wanted = dict(item.split("=", 1) for item in where or ())
-    typer.echo(compared(*sides, out, resamples=resamples, where=wanted)[1], nl=False)
+    typer.echo(compared(*sides, out, resamples=resamples, where=wanted, tasks=task or None)[1], nl=False)
 
 
 @app.command()

@@ -150,7 +150,7 @@ def _check_targets(name: str, a: pd.DataFrame, b: pd.DataFrame) -> None:
         "E-EVAL-TARGET",
         f"{int(differ.sum())} of {len(a)} cases are labelled differently in the two tables, first "
         f"{a['case_id'][first]!r}: {a['target'][first]} and {b['target'][first]}",
-        "evaluate both runs on the same manifest",
+        "evaluate both runs on the same manifest, or compare other tasks only (`--task`)",
         where=f"task {name}",
     )
 

@@ -5,38 +5,47 @@ the network would wait for the thread that does it: reading in threads takes a t
 patches of 64 px, of which this gives some back (``benchmarks/inference.py``). The processes run the very code that
 threads run, so results are the same bits.
 
-They are no condition for a job: until one has started (it imports torch), where it cannot, and after it was killed, the
-thread that asked it reads by itself. What goes through their pipes is pickled, as multiprocessing does it: only the job
-and the processes that it started hold an end of them, and no file is ever unpickled.
+They are forked, as torch's loaders do it: at once there, with all that the job has imported. A fork copies no other
+thread, whose locks would stay locked, so a program that has any reads in threads alone. Nor are processes a condition
+where they are: of one that could not start, or was killed, the thread that asked it does the work.
+
+Pictures come back through memory that both hold, the rest through a pipe, pickled as multiprocessing does it: only the
+job and the processes that it started hold an end of it, and no file is ever unpickled.
 """
 
 import contextlib
+import gc
 import math
+import mmap
+import multiprocessing
 import os
 import pickle
-import subprocess
+import signal
 import sys
+import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from multiprocessing import Pipe
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from threading import Thread
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from medmtl.inference.listing import Input
 from medmtl.inference.reading import Loaded, Reader
-from medmtl.io.dicom.quiet import quiet
 from medmtl.process import hold_memory
 
-LEAST = 3000  # pictures of a job: fewer are read before a process has started
+LEAST = 128  # pictures of a job: with fewer there is nothing to gain
 LARGEST = 2**20  # pixels: of a larger picture, decoding takes longer than Python, and sending it costs too
 _TOGETHER = 16  # pictures that a process is asked for at once
+_ANSWER = 2**25  # bytes of them that go through memory; more of them go through the pipe
 _PATIENCE_S = 60.0  # for them: a file system may be slow
-_MODULE = "medmtl.inference.readers"
 _BROKEN = (EOFError, OSError, pickle.UnpicklingError)
 
 
@@ -46,138 +55,151 @@ def worthwhile(item: Input) -> bool:
     return alone and bool(item.shape) and math.prod(item.shape[:2]) <= LARGEST
 
 
+@dataclass(frozen=True)
+class _Line:
+    """The job's end of what it has in common with a process."""
+
+    process: BaseProcess
+    pipe: "Connection[bytes, bytes]"
+    memory: mmap.mmap  # of two answers: one is read while the next is written
+
+
 @dataclass
 class Readers:
     """Processes that have one reader; those that have nothing to do wait in ``idle``."""
 
-    idle: "SimpleQueue[Connection[bytes, bytes]]" = field(default_factory=SimpleQueue)
+    idle: "SimpleQueue[_Line]" = field(default_factory=SimpleQueue)
 
     def read(self, inputs: Sequence[Input]) -> list[Loaded]:
         """What ``Reader.loaded`` says of each; of those that no process has read, nothing."""
         try:
-            pipe = self.idle.get_nowait()
+            line = self.idle.get_nowait()
         except Empty:
             return []
+        pipe = line.pipe
         found: list[Loaded] = []
         answer, asked = b"", inputs[:0]
         try:
             for start in range(0, len(inputs), _TOGETHER):
                 part = inputs[start : start + _TOGETHER]
                 pipe.send_bytes(pickle.dumps(part, protocol=5))  # never while it may be sending, too
-                found += _unpacked(answer, asked)  # while it reads the next ones
+                found += _unpacked(answer, asked, line.memory)  # while it reads the next ones
                 if not pipe.poll(_PATIENCE_S):
                     return found  # it hangs, and is not asked again
                 answer, asked = pipe.recv_bytes(), part
         except _BROKEN:
             return found  # nor is one that was killed
-        self.idle.put(pipe)
-        return found + _unpacked(answer, asked)
+        found += _unpacked(answer, asked, line.memory)
+        self.idle.put(line)
+        return found
 
 
 @contextmanager
 def reading_apart(reader: Reader, count: int) -> Iterator[Readers]:
-    """``count`` processes for ``reader``, which start while the caller goes on, and end with the block."""
+    """``count`` processes for ``reader`` that end with the block; none where forking is not safe."""
     readers = Readers()
-    words = pickle.dumps(reader, protocol=5)
-    started = [one for one in (_start() for _ in range(count)) if one is not None]
-    threads = [Thread(target=_introduce, args=(pipe, words, readers), daemon=True) for _, pipe in started]
-    for thread in threads:
-        thread.start()
+    started = [one for one in (_start(reader) for _ in range(count if forkable() else 0)) if one is not None]
+    for line in started:
+        readers.idle.put(line)
     try:
         yield readers
     finally:
-        for process, _ in started:
-            process.kill()
-            process.wait()
-        for thread in threads:  # their pipes have ended
-            thread.join()
-        for _, pipe in started:
-            pipe.close()
+        for line in started:
+            line.process.kill()
+            line.process.join()
+            line.pipe.close()
+            line.memory.close()
 
 
-def _start() -> "tuple[subprocess.Popen[bytes], Connection[bytes, bytes]] | None":
-    """A process that serves the other end of a pipe; None where the system has no room for it.
+def forkable() -> bool:
+    """Whether nothing of this process gets lost or stays locked in a copy of it that reads pictures.
 
-    Not by multiprocessing, which would run the main module of whoever calls a second time.
+    What torch and the libraries of linear algebra have of threads does no harm: they wait for work, which a copy with
+    one thread does not give them.
     """
+    alone = threading.active_count() == 1 and not multiprocessing.current_process().daemon
+    return alone and sys.platform.startswith("linux")
+
+
+def _start(reader: Reader) -> _Line | None:
+    """A process that serves the other end of a pipe; None where the system has no room for it."""
     try:
-        here, there = Pipe()
+        memory = mmap.mmap(-1, 2 * _ANSWER)  # taken from the machine as it is written to
+        here, there = multiprocessing.Pipe()
     except OSError:
         return None
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(_path()),
-        "PYTHONSAFEPATH": "1",
-        "OMP_NUM_THREADS": "1",
-        "MKL_NUM_THREADS": "1",
-    }
+    process = multiprocessing.get_context("fork").Process(target=_live, args=(there, memory, reader), daemon=True)
     try:
-        process = subprocess.Popen(
-            [sys.executable, "-m", _MODULE, str(there.fileno())],
-            pass_fds=[there.fileno()],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,  # libraries quote what they complain about
-            start_new_session=True,  # an interrupt of the terminal is for the job, which ends its readers
-        )
-    except (OSError, ValueError, TypeError):  # no memory, no descriptor; an interpreter that is not told
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of Python 3.12 on: it counts the libraries' threads
+            process.start()
+    except OSError:  # no memory, no descriptor
         here.close()
         return None
     finally:
         there.close()
-    return process, here
+    return _Line(process, here, memory)
 
 
-def _path() -> list[str]:
-    """``sys.path`` without relative places; where the current folder was deleted, without what they stood for."""
-    try:
-        here = Path.cwd()
-    except OSError:
-        here = Path()
-    return [str(here / place) for place in sys.path if (here / place).is_absolute()]
-
-
-def _introduce(pipe: "Connection[bytes, bytes]", words: bytes, readers: Readers) -> None:
-    """Tell a process its reader, and offer it when it says that it is ready."""
-    with contextlib.suppress(*_BROKEN):
-        pipe.send_bytes(words)
-        pipe.recv_bytes()
-        readers.idle.put(pipe)
-
-
-def serve(pipe: "Connection[bytes, bytes]") -> None:
-    """The life of a process: it ends when its pipe does, so a killed job leaves none behind."""
+def _live(pipe: "Connection[bytes, bytes]", memory: mmap.mmap, reader: Reader) -> None:
+    """The life of a process. What it got of the job it lets go: its terminal, signals, lock and the others' pipes."""
+    gc.freeze()  # nothing of the job is ever collected here: it would close descriptors that are others by then
+    os.setsid()  # an interrupt of the terminal is for the job, which ends its readers
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for descriptor in range(3):  # libraries quote what they complain about
+        os.dup2(nothing, descriptor)
+    held = {int(place.name) for place in Path("/proc/self/fd").iterdir()}
+    for descriptor in held - {0, 1, 2, pipe.fileno()}:
+        with contextlib.suppress(OSError):  # the one that listed them
+            os.close(descriptor)
     torch.set_num_threads(1)
     hold_memory()  # pictures: blocks of the same sizes again and again
-    with quiet(), contextlib.suppress(*_BROKEN):
-        reader: Reader = pickle.loads(pipe.recv_bytes())  # of the job that started this process
-        pipe.send_bytes(b"ready")
+    serve(pipe, memory, reader)
+
+
+def serve(pipe: "Connection[bytes, bytes]", memory: mmap.mmap, reader: Reader) -> None:
+    """Answer until the pipe ends, so that a killed job leaves no process behind."""
+    start = 0  # of an answer's half of the memory
+    with contextlib.suppress(*_BROKEN):
         while True:
-            inputs: Sequence[Input] = pickle.loads(pipe.recv_bytes())
+            inputs: Sequence[Input] = pickle.loads(pipe.recv_bytes())  # of the job that started this process
             try:
-                answer = _packed([reader.loaded(item) for item in inputs])
+                answer = _packed([reader.loaded(item) for item in inputs], memory, start)
             except Exception:  # a defect: the job meets it by itself, where it is told
-                answer = _packed([])
+                answer = _packed([], memory, start)
             pipe.send_bytes(answer)
+            start = _ANSWER - start
 
 
-def _packed(found: Sequence[Loaded]) -> bytes:
-    """Tensors as arrays: torch would send them through shared memory, of which a container has little."""
-    images = [None if one.image is None else one.image.numpy() for one in found]
+def _packed(found: Sequence[Loaded], memory: mmap.mmap, start: int) -> bytes:
+    """What was read; of a picture for which the memory has room, where it lies there."""
+    images: list[Any] = []
+    end = start + _ANSWER
+    for one in found:
+        array = None if one.image is None else one.image.numpy()
+        if array is None or start + array.nbytes > end:
+            images.append(array)
+            continue
+        place = (array.shape, array.dtype.str, start)
+        _lying(memory, *place)[...] = array
+        images.append(place)
+        start += -(-array.nbytes // 64) * 64
     return pickle.dumps([vars(replace(one, image=None)) for one in found] + images, protocol=5)
 
 
-def _unpacked(answer: bytes, inputs: Sequence[Input]) -> list[Loaded]:
+def _unpacked(answer: bytes, inputs: Sequence[Input], memory: mmap.mmap) -> list[Loaded]:
     """What was read of ``inputs``; nothing where reading them met a defect."""
     if not inputs or not (parts := pickle.loads(answer)):
         return []
     told, images = parts[: len(inputs)], parts[len(inputs) :]
+    arrays = [_lying(memory, *image).copy() if isinstance(image, tuple) else image for image in images]
     return [
-        Loaded(**{**one, "item": item, "image": None if image is None else torch.from_numpy(image)})
-        for one, item, image in zip(told, inputs, images, strict=True)
+        Loaded(**{**one, "item": item, "image": None if array is None else torch.from_numpy(array)})
+        for one, item, array in zip(told, inputs, arrays, strict=True)
     ]
 
 
-if __name__ == "__main__":
-    serve(Connection(int(sys.argv[1])))
+def _lying(memory: mmap.mmap, shape: tuple[int, ...], kind: str, start: int) -> npt.NDArray[Any]:
+    return np.ndarray(shape, kind, memory, start)

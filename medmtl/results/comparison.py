@@ -15,6 +15,7 @@ from medmtl.evaluation.compare import Side, compare_repeats, format_comparison
 from medmtl.evaluation.trivial import TRIVIAL
 from medmtl.files import write_atomic
 from medmtl.results.folder import CASES, CONTROLS, SPEC, to_json
+from medmtl.tasks.base import Task
 
 
 def compare_runs(
@@ -24,13 +25,14 @@ def compare_runs(
     *,
     resamples: int = 1000,
     where: Mapping[str, str] | None = None,
+    tasks: Sequence[str] | None = None,
 ) -> tuple[Mapping[str, Any], str]:
     """The paired difference b - a, with intervals, on the test cases that evaluated runs or folders share.
 
     Several runs on a side (seeds) count as the mean of their metrics. ``where``: only the cases with these values of
-    ``domain`` or of columns ``meta.<name>``.
+    ``domain`` or of columns ``meta.<name>``. ``tasks``: only these of the tasks that all share.
     """
-    return compare_places(_evaluated, a, b, out, resamples=resamples, where=where)
+    return compare_places(_evaluated, a, b, out, resamples=resamples, where=where, tasks=tasks)
 
 
 def compare_places(
@@ -41,26 +43,37 @@ def compare_places(
     *,
     resamples: int,
     where: Mapping[str, str] | None = None,
+    tasks: Sequence[str] | None = None,
 ) -> tuple[Mapping[str, Any], str]:
     """The paired difference of the test cases that ``read`` finds at each place, and what is written of it."""
     wanted = where or {}
     sides = [[_only(read(place), wanted, place) for place in places] for places in (a, b)]
-    shared = [name for name in sides[0][0][1] if all(name in tasks for side in sides for _, tasks in side)]
-    if not shared:
-        raise UserError("E-CMP-TASKS", "the runs share no task", "compare runs of one study", where="compare")
-    left, right = ([(table, {name: tasks[name] for name in shared}) for table, tasks in side] for side in sides)
-    known = [trivial_controls(place) for place in a], [trivial_controls(place) for place in b]
-    comparison = compare_repeats(left, right, resamples=resamples, controls=known)
+    names = _shared([known for side in sides for _, known in side], tasks)
+    left, right = ([(table, {name: known[name] for name in names}) for table, known in side] for side in sides)
+    controls = [trivial_controls(place) for place in a], [trivial_controls(place) for place in b]
+    comparison = compare_repeats(left, right, resamples=resamples, controls=controls)
     labels = (a[0].name, b[0].name) if len(a) == len(b) == 1 and a[0].name != b[0].name else ("A", "B")
     text = format_comparison(comparison, labels=labels)
     if wanted:
         text = f"cases with {', '.join(f'{name} = {value}' for name, value in wanted.items())}\n{text}"
     if out is not None:
-        names = {"a": [place.name for place in a], "b": [place.name for place in b], "where": dict(wanted)}
-        write_atomic(out / "comparison.json", to_json({**names, **comparison}))
+        what = {"a": [place.name for place in a], "b": [place.name for place in b], "where": dict(wanted)}
+        write_atomic(out / "comparison.json", to_json({**what, **comparison}))
         write_atomic(out / "comparison.txt", text)
         plots.save(plots.comparison_figure(comparison, labels=labels), out, "comparison")
     return comparison, text
+
+
+def _shared(sides: Sequence[Mapping[str, Task]], wanted: Sequence[str] | None) -> list[str]:
+    """The tasks that all runs have, or those of them that are wanted; in the order of the first run."""
+    shared = [name for name in sides[0] if all(name in tasks for tasks in sides)]
+    if not shared:
+        raise UserError("E-CMP-TASKS", "the runs share no task", "compare runs of one study", where="compare")
+    for name in wanted or ():
+        if name not in shared:
+            message = f"task {name!r} is not in every run"
+            raise UserError("E-CMP-TASKS", message, f"choose of {', '.join(shared)}", where="--task")
+    return [name for name in shared if wanted is None or name in wanted]
 
 
 def _only(side: Side, wanted: Mapping[str, str], place: Path) -> Side:

@@ -53,6 +53,7 @@ def compare_pooled(
     *,
     resamples: int = 1000,
     where: Mapping[str, str] | None = None,
+    tasks: Sequence[str] | None = None,
 ) -> tuple[Mapping[str, Any], str]:
     """As :func:`medmtl.results.compare_runs`, of pooled evaluations: each side's cases decided by their own folds."""
-    return compare_places(read_pooled, a, b, out, resamples=resamples, where=where)
+    return compare_places(read_pooled, a, b, out, resamples=resamples, where=where, tasks=tasks)

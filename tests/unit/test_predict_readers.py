@@ -1,25 +1,28 @@
 """Laws of processes that read: the bytes that threads give, whatever happens to them, and nothing left behind."""
 
+import errno
 import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from jobs_made import made_bundle, untimed
 from PIL import Image
 from rich.console import Console
 
 from medmtl.data.preprocess import Preprocess
+from medmtl.errors import TrainingInterrupted
 from medmtl.inference import pipeline, readers
 from medmtl.inference.inputs import Finder
 from medmtl.inference.ledger import read_ledger
@@ -29,6 +32,7 @@ from medmtl.inference.readers import Readers, reading_apart, worthwhile
 from medmtl.inference.reading import Loaded, Reader
 from medmtl.inference.writers import Output
 from medmtl.io.raster import write_png
+from medmtl.signals import signals
 
 TASKS: dict[str, Any] = {
     "grade": {"kind": "classification", "classes": ["low", "high"]},
@@ -71,16 +75,23 @@ def _lines(out: Path) -> list[dict[str, Any]]:
     return [{**vars(entry), "seconds": 0} for entry in read_ledger(out / "cases.jsonl")]
 
 
-def _ready(found: Readers, count: int) -> None:
-    began = time.monotonic()
-    while found.idle.qsize() < count:
-        assert time.monotonic() - began < _LONG_S, "no process came to be ready"
-        time.sleep(0.01)
+def _noted(monkeypatch: pytest.MonkeyPatch) -> list[BaseProcess]:
+    """The processes that are started from now on."""
+    start, started = readers._start, []
+
+    def noted(reader: Reader) -> Any:
+        found = start(reader)
+        assert found is not None
+        started.append(found.process)
+        return found
+
+    monkeypatch.setattr(readers, "_start", noted)
+    return started
 
 
 @pytest.fixture
 def read_apart(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Ids of what processes read, in jobs of any size, which here wait until theirs are ready."""
+    """Ids of what processes read, in jobs of any size."""
     ids: list[str] = []
     real = Readers.read
 
@@ -89,15 +100,8 @@ def read_apart(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         ids.extend(one.item.id for one in found)
         return found
 
-    @contextmanager
-    def waited(reader: Reader, count: int) -> Iterator[Readers]:
-        with reading_apart(reader, count) as found:
-            _ready(found, count)
-            yield found
-
     monkeypatch.setattr(Readers, "read", read)
     monkeypatch.setattr(pipeline, "LEAST", 1)
-    monkeypatch.setattr(pipeline, "reading_apart", waited)
     return ids
 
 
@@ -134,21 +138,13 @@ def test_threads_go_on_where_a_process_was_killed(
     read_apart: list[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    started: list[subprocess.Popen[bytes]] = []
-    start, apart = readers._start, Readers.read
-
-    def noted() -> Any:
-        found = start()
-        assert found is not None
-        started.append(found[0])
-        return found
+    started, apart = _noted(monkeypatch), Readers.read
 
     def killed(self: Readers, inputs: Any) -> list[Loaded]:
         if len(read_apart) >= 4:
             started[0].kill()
         return apart(self, inputs)
 
-    monkeypatch.setattr(readers, "_start", noted)
     monkeypatch.setattr(Readers, "read", killed)
     out = tmp_path / "out"
     assert _go(bundle, source, out) == 3
@@ -158,10 +154,72 @@ def test_threads_go_on_where_a_process_was_killed(
 
 
 def test_threads_go_on_where_no_process_can_be_started(
-    bundle: Path, source: Path, by_threads: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bundle: Path,
+    source: Path,
+    by_threads: Path,
+    tmp_path: Path,
+    read_apart: list[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(pipeline, "LEAST", 1)
-    monkeypatch.setattr(readers.sys, "executable", str(tmp_path / "none"))
+    def fork() -> int:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(os, "fork", fork)
+    assert _go(bundle, source, tmp_path / "out") == 3
+    assert not read_apart
+    assert untimed(tmp_path / "out") == untimed(by_threads)
+
+
+def test_threads_alone_read_beside_other_threads(
+    bundle: Path, source: Path, by_threads: Path, tmp_path: Path, read_apart: list[str]
+) -> None:
+    """Whose locks a forked process would have, locked for ever."""
+    end = threading.Event()
+    other = threading.Thread(target=end.wait)
+    other.start()
+    try:
+        assert _go(bundle, source, tmp_path / "out") == 3
+    finally:
+        end.set()
+        other.join()
+    assert not read_apart
+    assert untimed(tmp_path / "out") == untimed(by_threads)
+
+
+def test_a_process_holds_nothing_of_the_job(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither its lock, nor what it writes, nor another's pipe; and it has its own session and signals."""
+    started, preprocess = _noted(monkeypatch), Preprocess()
+    items = [item for item in Finder(source, preprocess).find().inputs if worthwhile(item)]
+    reader = Reader(source, preprocess, max_bytes=2**20)
+    with (tmp_path / "lock").open("w"), signals("batch"), reading_apart(reader, 2) as found:
+        for item in items[:2]:
+            assert len(found.read([item])) == 1
+        for process in started:
+            assert os.getsid(process.pid or 0) == process.pid
+            told = Path(f"/proc/{process.pid}/status").read_text()
+            caught, ignored = (int(told.partition(name)[2].split()[0], 16) for name in ("SigCgt:", "SigIgn:"))
+            for number in (signal.SIGINT, signal.SIGTERM):
+                assert not (caught | ignored) >> (number - 1) & 1
+            held = sorted(str(place.readlink()) for place in Path(f"/proc/{process.pid}/fd").iterdir())
+            assert held[:-1] == ["/dev/null"] * 3
+            assert held[-1].startswith("socket:")
+
+
+def test_a_job_on_a_signal_ends_with_its_processes_and_goes_on_later(
+    bundle: Path, source: Path, by_threads: Path, tmp_path: Path, read_apart: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started, apart = _noted(monkeypatch), Readers.read
+
+    def interrupted(self: Readers, inputs: Any) -> list[Loaded]:
+        if len(read_apart) == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return apart(self, inputs)
+
+    monkeypatch.setattr(Readers, "read", interrupted)
+    with pytest.raises(TrainingInterrupted):
+        _go(bundle, source, tmp_path / "out")
+    assert [process.exitcode for process in started] == [-signal.SIGKILL]
+    assert 0 < len(_lines(tmp_path / "out")) < len(_lines(by_threads))
     assert _go(bundle, source, tmp_path / "out") == 3
     assert untimed(tmp_path / "out") == untimed(by_threads)
 
@@ -179,9 +237,28 @@ def test_a_defect_is_left_to_the_job(source: Path) -> None:
     preprocess = Preprocess()
     items = [item for item in Finder(source, preprocess).find().inputs if worthwhile(item)][:4]
     with reading_apart(Broken(source, preprocess, max_bytes=2**20), 1) as found:
-        _ready(found, 1)
         assert found.read(items) == []
         assert [one.item.id for one in found.read(items[:1])] == ["00.png"]  # and the process lives
+
+
+@pytest.mark.parametrize("room", [0, 2**16, 2**25])
+def test_pictures_that_the_memory_does_not_hold_come_through_the_pipe(
+    source: Path, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    """Of 15,360 bytes each; every answer is whole while the next one is written."""
+    monkeypatch.setattr(readers, "_ANSWER", room or 1)
+    preprocess = Preprocess()
+    items = [item for item in Finder(source, preprocess).find().inputs if worthwhile(item)]
+    reader = Reader(source, preprocess, max_bytes=2**20)
+    expected = {item.id: reader.loaded(item) for item in items}
+    with reading_apart(reader, 1) as found:
+        read = found.read(items * 6)
+        assert [one.item.id for one in read] == [item.id for item in items] * 6
+        for one in read:
+            whole = expected[one.item.id]
+            assert (one.sha256, one.verdict, str(one.error)) == (whole.sha256, whole.verdict, str(whole.error))
+            assert (one.image is None) == (whole.image is None)
+            assert one.image is None or torch.equal(one.image, whole.image)
 
 
 def test_long_questions_and_long_answers_do_not_wait_for_each_other(source: Path) -> None:
@@ -190,44 +267,19 @@ def test_long_questions_and_long_answers_do_not_wait_for_each_other(source: Path
     (item,) = (item for item in Finder(source, preprocess).find().inputs if item.id == "00.png")
     items = [replace(item, id=f"{n}" + "x" * 50_000) for n in range(40)]
     with reading_apart(Reader(source, preprocess, max_bytes=2**20), 1) as found:
-        _ready(found, 1)
         assert [one.item.id for one in found.read(items)] == [item.id for item in items]
 
 
 def test_a_process_that_hangs_is_given_up(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    start, started = readers._start, []
-
-    def noted() -> Any:
-        started.append(start())
-        return started[0]
-
-    monkeypatch.setattr(readers, "_start", noted)
+    started = _noted(monkeypatch)
     preprocess = Preprocess()
     items = [item for item in Finder(source, preprocess).find().inputs if worthwhile(item)]
     with reading_apart(Reader(source, preprocess, max_bytes=2**20), 1) as found:
-        _ready(found, 1)
         assert len(found.read(items)) == 10
-        os.kill(started[0][0].pid, signal.SIGSTOP)
+        os.kill(started[0].pid or 0, signal.SIGSTOP)
         monkeypatch.setattr(readers, "_PATIENCE_S", 0.1)
         assert found.read(items) == [] and found.idle.empty()
-    assert started[0][0].returncode == -signal.SIGKILL
-
-
-@pytest.mark.parametrize("executable", [None, "", "/nowhere/python"])
-def test_a_process_that_cannot_be_started_is_none(monkeypatch: pytest.MonkeyPatch, executable: str | None) -> None:
-    monkeypatch.setattr(readers.sys, "executable", executable)
-    assert readers._start() is None
-
-
-def test_a_current_folder_that_was_deleted_is_no_place_to_import_from(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "gone").mkdir()
-    monkeypatch.chdir(tmp_path / "gone")
-    monkeypatch.setattr(readers.sys, "path", ["", "here", "/there"])
-    assert readers._path() == [str(tmp_path / "gone"), str(tmp_path / "gone/here"), "/there"]
-    (tmp_path / "gone").rmdir()
-    assert readers._path() == ["/there"]
+    assert started[0].exitcode == -signal.SIGKILL
 
 
 @pytest.mark.parametrize(
@@ -249,17 +301,14 @@ def test_what_is_worth_a_process(changes: dict[str, Any], expected: bool) -> Non
 def test_few_pictures_start_no_process(
     bundle: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(readers, "_start", lambda: pytest.fail("a process was started"))
+    monkeypatch.setattr(readers, "_start", lambda reader: pytest.fail("a process was started"))
     assert _go(bundle, source, tmp_path / "out") == 3
 
 
-@pytest.mark.parametrize(
-    ("module", "more"), [("readers", {"timm", "torchvision", "pandas", "medmtl.bundle"}), ("pipeline", set())]
-)
-def test_what_takes_seconds_to_import_is_imported_where_it_is_used(module: str, more: set[str]) -> None:
-    program = f"import medmtl.inference.{module}, sys; print(*sys.modules)"
+def test_what_takes_seconds_to_import_is_imported_where_it_is_used() -> None:
+    program = "import medmtl.inference.pipeline, sys; print(*sys.modules)"
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert not {"monai", "sklearn", "matplotlib", "mlflow", *more} & set(run.stdout.split())
+    assert not {"monai", "sklearn", "matplotlib", "mlflow"} & set(run.stdout.split())
 
 
 PROGRAM = """
@@ -287,9 +336,9 @@ from pathlib import Path
 from medmtl.data.preprocess import Preprocess
 from medmtl.inference import readers
 start = readers._start
-def noted():
-    found = start()
-    print(found[0].pid, flush=True)
+def noted(reader):
+    found = start(reader)
+    print(found.process.pid, flush=True)
     return found
 readers._start = noted
 with readers.reading_apart(readers.Reader(Path("."), Preprocess(), max_bytes=1), 1):

@@ -1,6 +1,7 @@
 """The main job through the command line, as a user runs it: config, train, evaluate, compare, ensemble, predict."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -169,6 +170,29 @@ def test_compare_only_the_cases_with_a_value(place: Path, capsys: pytest.Capture
     for wrong in ("domain=nowhere", "colour=red", "domain"):
         assert cli.run([*given, wrong]) == 2
         assert "E-CMP-WHERE" in capsys.readouterr().err
+
+
+def test_compare_one_task_where_another_is_labelled_differently(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a, b = runs(place)
+    shutil.copytree(b / "evaluation", tmp_path / "other")
+    table = pd.read_csv(tmp_path / "other" / "cases.csv", dtype=str, keep_default_na=False)
+    votes = (table["task"] == "vote_fraction") & (table["split"] == "test") & (table["target"] != "")
+    table.loc[votes, "target"] = "0.123"
+    table.to_csv(tmp_path / "other" / "cases.csv", index=False)
+    given = ["compare", str(a), str(tmp_path / "other"), "--out", str(tmp_path / "out"), "--resamples", "100"]
+    assert cli.run(given) == 2
+    message = capsys.readouterr().err
+    assert "E-EVAL-TARGET" in message
+    assert "vote_fraction" in message
+    assert "`--task`" in message
+    assert cli.run([*given, "--task", "domain", "--task", "atypical"]) == 0
+    tasks = json.loads((tmp_path / "out" / "comparison.json").read_text())["tasks"]
+    assert list(tasks) == [name for name in read_yaml(a / "study.yaml")["tasks"] if name in ("atypical", "domain")]
+    assert "vote_fraction" not in capsys.readouterr().out
+    assert cli.run([*given, "--task", "other"]) == 2
+    assert "E-CMP-TASKS" in capsys.readouterr().err
 
 
 def test_single_task_is_the_same_network_on_one_task(place: Path) -> None:
