@@ -22,7 +22,6 @@ import os
 import pickle
 import signal
 import sys
-import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -114,10 +113,10 @@ def reading_apart(reader: Reader, count: int) -> Iterator[Readers]:
 def forkable() -> bool:
     """Whether nothing of this process gets lost or stays locked in a copy of it that reads pictures.
 
-    What torch and the libraries of linear algebra have of threads does no harm: they wait for work, which a copy with
-    one thread does not give them.
+    Every thread that runs Python counts, whether ``threading`` knows it or not. What torch and the libraries of linear
+    algebra have of threads does no harm: they wait for work, which a copy with one thread does not give them.
     """
-    alone = threading.active_count() == 1 and not multiprocessing.current_process().daemon
+    alone = len(sys._current_frames()) == 1 and not multiprocessing.current_process().daemon
     return alone and sys.platform.startswith("linux")
 
 
@@ -174,32 +173,53 @@ def serve(pipe: "Connection[bytes, bytes]", memory: mmap.mmap, reader: Reader) -
 
 
 def _packed(found: Sequence[Loaded], memory: mmap.mmap, start: int) -> bytes:
-    """What was read; of a picture for which the memory has room, where it lies there."""
-    images: list[Any] = []
+    """What was read; of an array for which the memory has room, where it lies there."""
     end = start + _ANSWER
-    for one in found:
-        array = None if one.image is None else one.image.numpy()
-        if array is None or start + array.nbytes > end:
-            images.append(array)
-            continue
-        place = (array.shape, array.dtype.str, start)
-        _lying(memory, *place)[...] = array
-        images.append(place)
+
+    def kept(array: object) -> object:
+        nonlocal start
+        if not isinstance(array, np.ndarray) or start + array.nbytes > end:
+            return array
+        place = _Place(array.shape, array.dtype.str, start)
+        place.of(memory)[...] = array
         start += -(-array.nbytes // 64) * 64
-    return pickle.dumps([vars(replace(one, image=None)) for one in found] + images, protocol=5)
+        return place
+
+    return pickle.dumps(
+        [
+            {
+                **vars(replace(one, item=None, image=None)),  # type: ignore[arg-type]  # the job has its item
+                "image": None if one.image is None else kept(one.image.numpy()),
+                "shown": kept(one.shown),
+            }
+            for one in found
+        ],
+        protocol=5,
+    )
 
 
 def _unpacked(answer: bytes, inputs: Sequence[Input], memory: mmap.mmap) -> list[Loaded]:
     """What was read of ``inputs``; nothing where reading them met a defect."""
-    if not inputs or not (parts := pickle.loads(answer)):
-        return []
-    told, images = parts[: len(inputs)], parts[len(inputs) :]
-    arrays = [_lying(memory, *image).copy() if isinstance(image, tuple) else image for image in images]
-    return [
-        Loaded(**{**one, "item": item, "image": None if array is None else torch.from_numpy(array)})
-        for one, item, array in zip(told, inputs, arrays, strict=True)
-    ]
+
+    def copied(kept: Any) -> Any:
+        return kept.of(memory).copy() if isinstance(kept, _Place) else kept
+
+    loaded: list[Loaded] = []
+    told = pickle.loads(answer) if inputs else []
+    for one, item in zip(told, inputs, strict=bool(told)):
+        image = copied(one["image"])
+        tensor = None if image is None else torch.from_numpy(image)
+        loaded.append(Loaded(**{**one, "item": item, "image": tensor, "shown": copied(one["shown"])}))
+    return loaded
 
 
-def _lying(memory: mmap.mmap, shape: tuple[int, ...], kind: str, start: int) -> npt.NDArray[Any]:
-    return np.ndarray(shape, kind, memory, start)
+@dataclass(frozen=True)
+class _Place:
+    """Where an array lies in the memory."""
+
+    shape: tuple[int, ...]
+    kind: str
+    start: int  # byte
+
+    def of(self, memory: mmap.mmap) -> npt.NDArray[Any]:
+        return np.ndarray(self.shape, self.kind, memory, self.start)

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from medmtl.errors import EnvironmentFailure, SafetyRefusal, TrainingInterrupted, UserError
@@ -71,7 +72,7 @@ class Work:
             known=None if job.gate == "off" else self.known,
         )
 
-    @property
+    @cached_property
     def tasks(self) -> dict[str, AnyTask]:
         """The tasks that say something about an image; its domain is known, and an adversary's guess is no finding."""
         return {name: task for name, task in self.model.spec.tasks.items() if not isinstance(task, Domain)}

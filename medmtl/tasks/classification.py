@@ -91,7 +91,7 @@ class ClassificationBase(Task):
             **known,
             "prediction": float(predicted),
             "predicted_label": self.classes[predicted],
-            **{f"p.{name}": float(p) for name, p in zip(self.classes, decoded, strict=True)},
+            **{f"p.{name}": p for name, p in zip(self.classes, decoded.tolist(), strict=True)},
         }
 
     def decide(self, probabilities: Tensor) -> int:

@@ -130,7 +130,7 @@ class Ordinal(Task):
         row: dict[str, float | str] = {
             "prediction": float("nan") if median is None else float(median + self.lowest),
             "expected": float((decoded * torch.arange(len(self.levels))).sum()) + self.lowest,
-            **{f"p.{name}": float(p) for name, p in zip(self.levels, decoded, strict=True)},
+            **{f"p.{name}": p for name, p in zip(self.levels, decoded.tolist(), strict=True)},
         }
         if target is not None:
             row["target"] = float(int(target) + self.lowest)
