@@ -33,6 +33,12 @@ class _Folded(Task):
 class _FoldedBinary(_Folded):
     """A binary task: each case is called positive by the threshold of its own fold."""
 
+    @property
+    def frozen(self) -> Mapping[str, Any]:
+        thresholds = {str(fold): task.threshold for fold, task in self.folds.items()}
+        alike = len(set(thresholds.values())) == 1
+        return {**super().frozen, "threshold": next(iter(thresholds.values())) if alike else thresholds}
+
     def metrics(self, table: pd.DataFrame, weights: np.ndarray) -> dict[str, np.ndarray]:
         thresholds = np.zeros(len(table))
         truth, probability = self.positive_truth(table)  # type: ignore[attr-defined]  # Classification's

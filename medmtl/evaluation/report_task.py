@@ -60,7 +60,20 @@ def _counts(entry: Mapping[str, Any]) -> str:
         parts.append(f"{entry['n_empty_target']} empty targets, {entry['n_empty_prediction']} empty predictions")
     if entry["auxiliary"]:
         parts.append("auxiliary task")
-    return "; ".join(parts) + "."
+    return "; ".join([*parts, *_frozen(entry)]) + "."
+
+
+def _frozen(entry: Mapping[str, Any]) -> list[str]:
+    """From which probability on a case is called positive; nothing of a task without such a threshold."""
+    if "threshold" not in entry:
+        return []
+    threshold, called = entry["threshold"], f"called {escape(entry['positive'])} from a probability of"
+    if isinstance(threshold, Mapping):
+        values = ", ".join(short_number(0.5 if one is None else one) for one in threshold.values())
+        return [f"{called} {values} on, each fold's own, chosen on its validation cases"]
+    if threshold is None:
+        return [f"{called} 0.5 on (none was chosen)"]
+    return [f"{called} {short_number(threshold)} on, chosen on validation"]
 
 
 def _overall(entry: Mapping[str, Any]) -> str:

@@ -101,6 +101,7 @@ def _task(rows: pd.DataFrame, task: Task, settings: Mapping[str, Any]) -> dict[s
         "kind": str(getattr(task, "kind", type(task).__name__.lower())),
         "headline": [name for name in task.headline if name in overall],
         "auxiliary": task.auxiliary,
+        **task.frozen,
         "n": len(used),
         "n_missing": int(rows["target"].isna().sum()),
         "n_unpredicted": int((rows["target"].notna() & rows["prediction"].isna()).sum()),

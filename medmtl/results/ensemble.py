@@ -44,7 +44,7 @@ def evaluate_ensemble(runs: Sequence[RunFolder], out: Path, *, say: Say = print)
         )
     spec = freeze_thresholds(first.spec, val)
     ids = ", ".join(load_bundle(run.bundle).id for run in runs)
-    parts = {"val": val, "test": decide(test, spec)}
+    parts = {"val": decide(val, spec), "test": decide(test, spec)}
     material = Material(
         study.name, parts, spec, study.evaluation,
         {**provenance_of(first, prepared), "bundle": f"mean of {len(runs)}: {ids}"},

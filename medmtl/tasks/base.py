@@ -39,6 +39,11 @@ class Task(Config):
         """The metrics that are shown first and compared between runs."""
         return ()
 
+    @property
+    def frozen(self) -> Mapping[str, Any]:
+        """What validation chose for this task and the test set only meets, as an evaluation states it."""
+        return {}
+
     def columns(self, name: str) -> tuple[str, ...]:
         """The target columns (without ``target.``) that hold the labels of the task called ``name``."""
         return (self.target or name,)

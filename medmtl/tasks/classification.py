@@ -1,6 +1,6 @@
 """A label out of K classes: two or more."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
@@ -138,6 +138,10 @@ class Classification(ClassificationBase):
     @property
     def headline(self) -> tuple[str, ...]:
         return ("auroc", "balanced_accuracy", "auprc") if self.binary else ("balanced_accuracy", "auroc", "cohen_kappa")
+
+    @property
+    def frozen(self) -> Mapping[str, Any]:
+        return {"positive": self.classes[self.positive_index], "threshold": self.threshold} if self.binary else {}
 
     @property
     def binary(self) -> bool:

@@ -43,6 +43,7 @@ def _binary(threshold, prior):
 
 def test_a_binary_row_is_decided_by_its_own_folds_threshold():
     folds = {0: _binary(0.3, 0.25), 1: _binary(0.7, 0.5)}
+    assert folded(folds).frozen == {"positive": "yes", "threshold": {"0": 0.3, "1": 0.7}}
     rng = np.random.default_rng(0)
     p, y, fold = rng.uniform(size=40), rng.integers(0, 2, 40), rng.integers(0, 2, 40)
     rows = pd.DataFrame({"target": y, "p.yes": p, "p.no": 1 - p, FOLD: fold, "prediction": 0.0})

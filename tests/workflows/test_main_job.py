@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
@@ -154,6 +155,26 @@ def test_compare_and_ensemble(place: Path, capsys: pytest.CaptureFixture[str]) -
     tables = [pd.read_csv(folder / "cases.csv") for folder in (a / "evaluation", b / "evaluation", place / "ensemble")]
     p = [t[(t["task"] == "atypical") & (t["split"] == "test")].set_index("case_id")["p.atypical"] for t in tables]
     assert (p[2] - (p[0] + p[1]) / 2).abs().max() < 1e-9
+
+
+def test_an_ensemble_decides_every_part_by_the_threshold_that_it_states(place: Path) -> None:
+    shifted, out = [place / "shifted" / run.name for run in runs(place)], place / "stated"
+    for run, copy in zip(runs(place), shifted, strict=True):  # good probabilities that no bundle's threshold fits
+        shutil.copytree(run, copy)
+        table = pd.read_csv(copy / "evaluation" / "cases.csv")
+        mine = table["task"] == "atypical"
+        noise = np.random.default_rng(len(table)).uniform(0, 0.1, len(table))
+        table.loc[mine, "p.atypical"] = 0.1 + 0.08 * table["target"].fillna(0) + noise
+        table.loc[mine, "p.normal"] = 1 - table.loc[mine, "p.atypical"]
+        table.to_csv(copy / "evaluation" / "cases.csv", index=False)
+    assert cli.run(["ensemble", *map(str, shifted), "--out", str(out)]) == 0
+    entry = json.loads((out / "evaluation.json").read_text())["tasks"]["atypical"]
+    rows = pd.read_csv(out / "cases.csv").query("task == 'atypical'")
+    assert entry["positive"] == "atypical" and set(rows["split"]) == {"val", "test"}
+    assert 0.1 < entry["threshold"] < 0.3, "its own, not the first model's"
+    called = (rows["p.atypical"] >= entry["threshold"]).map({True: "atypical", False: "normal"})
+    assert (rows["predicted_label"] == called).all()
+    assert f"called atypical from a probability of {entry['threshold']:.3f} on" in (out / "report.html").read_text()
 
 
 def test_compare_only_the_cases_with_a_value(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
