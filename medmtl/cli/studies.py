@@ -84,7 +84,7 @@ def evaluate(
 
 @app.command()
 def compare(
-    a: Annotated[Path, typer.Argument(help="An evaluated run, or an evaluation folder.")],
+    a: Annotated[Path, typer.Argument(help="An evaluated run, an evaluation folder, or its cases.csv.")],
     b: Annotated[Path, typer.Argument(help="The one whose difference to A is shown.")],
     out: Annotated[Path | None, typer.Option(help="Folder for comparison.json, .txt, .png.")] = None,
     also_a: Annotated[list[Path] | None, typer.Option(help="More runs like A (seeds): A is their mean.")] = None,

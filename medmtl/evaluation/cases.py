@@ -12,6 +12,10 @@ def read_cases(path: Path) -> pd.DataFrame:
     if not path.is_file():
         raise UserError("E-EVAL-CASES", "no such case table", "run `medmtl evaluate` first", where=str(path))
     names = pd.read_csv(path, nrows=0).columns
+    missing = [name for name in ("task", "split", "case_id", "target") if name not in names]
+    if missing:
+        message, remedy = f"no column {', '.join(missing)}", "give a cases.csv that `medmtl evaluate` wrote"
+        raise UserError("E-EVAL-CASES", message, remedy, where=str(path))
     text = {"case_id", "group", "domain", "split", "task", *(name for name in names if name.startswith("meta."))}
     text |= {name for name in names if name.endswith("_label")}
     return pd.read_csv(path, dtype=dict.fromkeys(text, str), keep_default_na=True, float_precision="round_trip").fillna(

@@ -91,7 +91,7 @@ def _headlines(result: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
         for metric in entry["headline"]:
             cell, worst = entry["overall"].get(metric), entry["worst_domain"].get(metric)
             if cell is not None:
-                where = f"{_number(worst['value'])} ({worst['domain']})" if worst else "-"
+                where = f"{_number(worst['value'])}{_interval(worst)} ({worst['domain']})" if worst else "-"
                 yield name, describe(metric).label, f"{_number(cell['value'])}{_interval(cell)}", where
 
 

@@ -73,4 +73,4 @@ def _headlines(evaluation: Mapping[str, Any]) -> str:
 
 def _worst(task: Mapping[str, Any], metric: str) -> str:
     worst = task["worst_domain"].get(metric)
-    return "-" if worst is None else f"{escape(worst['domain'])}: {short_number(worst['value'])}"
+    return "-" if worst is None else f"{escape(worst['domain'])}: {value_cell(worst)}"

@@ -157,14 +157,18 @@ def defined_count(rows: pd.DataFrame, name: str) -> int:
 
 
 def _worst(name: str, domains: Mapping[str, Mapping[str, Cell]]) -> dict[str, Any] | None:
-    """The domain with the worst value of a metric, the first by name on ties; None where no domain has a value."""
+    """The domain with the worst value of a metric, with its interval, the first by name on ties; None without values.
+
+    Of domains too small for an interval (two cases of a scanner) the value is mostly chance: one of them is the
+    worst only where no domain has an interval.
+    """
+    known = {domain: cells[name] for domain, cells in domains.items() if name in cells}
+    known = {domain: cell for domain, cell in known.items() if cell["value"] is not None}
+    sure = {domain: cell for domain, cell in known.items() if cell["low"] is not None}
     worst: dict[str, Any] | None = None
-    for domain, cells in domains.items():
-        cell = cells.get(name)
-        if cell is None or cell["value"] is None:
-            continue
+    for domain, cell in (sure or known).items():
         if worst is None or is_better(name, worst["value"], cell["value"]):
-            worst = {"domain": domain, "value": cell["value"], "n": cell["n"]}
+            worst = {"domain": domain, **cell}
     return worst
 
 

@@ -93,7 +93,9 @@ def _only(side: Side, wanted: Mapping[str, str], place: Path) -> Side:
 
 
 def _folder(place: Path) -> Path:
-    """The evaluation folder that a run's folder has, or that it is."""
+    """The evaluation folder that a run's folder has, or that it is, or that a case table lies in."""
+    if place.is_file():
+        return place.parent
     return place if (place / CASES).is_file() else place / "evaluation"
 
 
@@ -107,9 +109,13 @@ def trivial_controls(place: Path) -> dict[str, pd.DataFrame]:
 
 
 def _evaluated(place: Path) -> Side:
-    """The test cases and tasks of a run folder or an evaluation folder."""
+    """The test cases and tasks of a run folder, an evaluation folder, or a case table beside the file of its tasks."""
     folder = _folder(place)
-    if not (folder / CASES).is_file() or not (folder / SPEC).is_file():
+    cases = place if place.is_file() else folder / CASES
+    if not cases.is_file():
         raise UserError("E-CMP-CASES", f"no {CASES}", "run `medmtl evaluate` on it first", where=str(place))
-    table = read_cases(folder / CASES)
+    if not (folder / SPEC).is_file():
+        remedy = f"copy {SPEC} of its evaluation beside it: tasks and frozen thresholds are there"
+        raise UserError("E-CMP-CASES", f"a case table without {SPEC}", remedy, where=str(folder))
+    table = read_cases(cases)
     return table[table["split"] == "test"], load(ModelSpec, folder / SPEC).tasks

@@ -29,8 +29,14 @@ def pooled_tasks(specs: Mapping[int, ModelSpec]) -> dict[str, Any]:
 
 
 def is_pooled(place: Path) -> bool:
-    """Whether a folder, or its ``evaluation``, is a pooled evaluation."""
-    return (place / FOLDS).is_file() or (place / "evaluation" / FOLDS).is_file()
+    """Whether a folder, its ``evaluation``, or where a case table lies, is a pooled evaluation."""
+    return (_folder(place) / FOLDS).is_file()
+
+
+def _folder(place: Path) -> Path:
+    if place.is_file():
+        return place.parent
+    return place if (place / FOLDS).is_file() else place / "evaluation"
 
 
 def read_pooled(place: Path) -> Side:
@@ -42,8 +48,8 @@ def read_pooled(place: Path) -> Side:
             "compare pooled evaluations with each other (`medmtl pool`)",
             where=str(place),
         )
-    folder = place if (place / FOLDS).is_file() else place / "evaluation"
-    return read_cases(folder / CASES), pooled_tasks(load(FoldSpecs, folder / FOLDS).folds)
+    folder = _folder(place)
+    return read_cases(place if place.is_file() else folder / CASES), pooled_tasks(load(FoldSpecs, folder / FOLDS).folds)
 
 
 def compare_pooled(

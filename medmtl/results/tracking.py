@@ -26,8 +26,9 @@ def flat_metrics(result: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
                     if cell.get(key) is not None:
                         yield f"test.{name}.{metric}.less_{control}{suffix}", cell[key]
             worst = task["worst_domain"].get(metric)
-            if worst and worst["value"] is not None:
-                yield f"test.{name}.{metric}.worst_domain", worst["value"]
+            for key, suffix in (("value", ""), ("low", ".low"), ("high", ".high")):
+                if worst and worst[key] is not None:
+                    yield f"test.{name}.{metric}.worst_domain{suffix}", worst[key]
     if "units" in result:
         yield from units_metrics(result["units"]).items()
     if "failures" in result:

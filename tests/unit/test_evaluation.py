@@ -120,6 +120,19 @@ def test_the_worst_domain_follows_the_direction_of_the_metric() -> None:
     assert found["age"]["worst_domain"]["mae"]["domain"] == "B"
     worst = found["grade"]["worst_domain"]["auroc"]
     assert worst["value"] == min(cells["auroc"]["value"] for cells in found["grade"]["domains"].values())
+    assert {"domain": worst["domain"], **found["grade"]["domains"][worst["domain"]]["auroc"]} == worst
+    assert worst["low"] < worst["value"] < worst["high"]
+
+
+def test_two_cases_of_a_scanner_are_no_worst_domain_where_another_has_an_interval() -> None:
+    table = TABLE[TABLE["task"] == "age"].copy()
+    table.iloc[:2, table.columns.get_loc("domain")] = "new"
+    table.iloc[:2, table.columns.get_loc("prediction")] += 100
+    found = _evaluate(table, {"age": TASKS["age"]})["tasks"]["age"]
+    assert found["domains"]["new"]["mae"]["value"] > found["worst_domain"]["mae"]["value"]
+    assert found["worst_domain"]["mae"]["domain"] != "new"
+    small = _evaluate(table.head(2), {"age": TASKS["age"]})["tasks"]["age"]
+    assert small["worst_domain"]["mae"] == {"domain": "new", **small["domains"]["new"]["mae"]}
 
 
 def test_the_constant_control_is_at_chance() -> None:

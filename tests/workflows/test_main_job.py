@@ -193,6 +193,29 @@ def test_compare_only_the_cases_with_a_value(place: Path, capsys: pytest.Capture
         assert "E-CMP-WHERE" in capsys.readouterr().err
 
 
+def test_compare_takes_case_tables(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a, b = (run / "evaluation" / "cases.csv" for run in runs(place))
+    kept = tmp_path / "b"
+    kept.mkdir()
+    shutil.copy(b, kept / "model_b.csv")
+    given = ["compare", str(a), str(kept / "model_b.csv"), "--out", str(tmp_path / "tables"), "--resamples", "100"]
+    assert cli.run(given) == 2
+    message = capsys.readouterr().err
+    assert "E-CMP-CASES" in message and "a case table without tasks.yaml" in message
+    shutil.copy(b.with_name("tasks.yaml"), kept)
+    assert cli.run(given) == 0
+    folders = ["compare", *map(str, runs(place)), "--out", str(tmp_path / "folders"), "--resamples", "100"]
+    assert cli.run(folders) == 0
+    tables, folders = (
+        json.loads((tmp_path / name / "comparison.json").read_text())["tasks"] for name in ("tables", "folders")
+    )
+    for name in folders:  # controls apart: their table was not copied
+        assert tables[name]["overall"] == folders[name]["overall"], name
+    (kept / "model_b.csv").write_text("image,label\n1,2\n")
+    assert cli.run(given) == 2
+    assert "no column task, split, case_id, target" in capsys.readouterr().err
+
+
 def test_compare_one_task_where_another_is_labelled_differently(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
