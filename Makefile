@@ -21,7 +21,7 @@ help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 	@echo "  variables: WORKFLOW=$(WORKFLOW) CONFIG=$(CONFIG) ARGS=\"optim.epochs=30\" SOURCE= BUNDLE= SCANS= OUT= PROCESSES=1"
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt medmtl/__init__.py  # the version is in the last
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "medmtl needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(RUN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[dev]"

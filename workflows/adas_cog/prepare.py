@@ -226,7 +226,7 @@ def _account(row: Row, session: Session, cases: Mapping[tuple[int, int], Case], 
 
 
 def main(
-    source: Annotated[Path, typer.Argument(help="Folder of ADNI-like images and tables, or of OASIS-1.")],
+    source: Annotated[Path, typer.Argument(help="Folder of ADNI-like images and tables, of OASIS-1 or of IXI.")],
     out: Annotated[Path, typer.Argument(help="Folder to write manifest.csv and images to.")],
     layout: Annotated[Layout, typer.Option(help="How SOURCE is laid out.")] = Layout.AUTO,
     domain: Annotated[Domain, typer.Option(help="What the column domain holds.")] = Domain.SCANNER,
