@@ -1,26 +1,86 @@
 """Typed, frozen settings read from YAML: every key is known, every error names its place, nothing is evaluated."""
 
+import ast
 import difflib
 import hashlib
+import inspect
+import io
 import json
+import re
+import textwrap
+import tokenize
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import reduce
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, ValidationError
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from medmtl.errors import UserError
 
+_FOR_TOOLS = re.compile(r"^# (type|fmt|noqa|pragma): ?\S*")  # comments that say nothing of a key
+
 
 class Config(BaseModel):
-    """A typed, frozen setting; a misspelt key is an error."""
+    """A typed, frozen setting; a misspelt key is an error, and so is a number that is not finite."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+    def idle(self) -> Mapping[str, str]:
+        """Keys (``a``, ``a.b``) that training does not read as things are set here -> what it does instead.
+
+        It overwrites them, or another key switches off what they would act on. In a bundle they may hold what was
+        resolved; a study in which one differs from its default is refused (:func:`refuse_idle`).
+        """
+        return {}
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """The class's JSON schema; a key is described by the comment behind it in the source."""
+        schema = handler(core)
+        properties = handler.resolve_ref_schema(schema).get("properties", {})
+        for name, text in _comments(cls).items():
+            properties[name].setdefault("description", text)
+        return schema
+
+
+def _comments(kind: type[Config]) -> dict[str, str]:
+    """Field -> its comment, on its lines or right below them; of what a subclass declares anew, the subclass's.
+
+    Only a schema asks for it: reading the source takes a second for all the settings of a study.
+    """
+    found: dict[str, str] = {}
+    for owner in reversed([base for base in kind.__mro__ if issubclass(base, Config)]):
+        try:
+            source = textwrap.dedent(inspect.getsource(owner))
+        except (OSError, TypeError):  # installed without sources, or defined in none
+            continue
+        tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+        comments = {token.start[0]: token for token in tokens if token.type == tokenize.COMMENT}
+        (body,) = [node.body for node in ast.parse(source).body if isinstance(node, ast.ClassDef)]
+        for node in body:
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                text = _comment_of(node, comments)
+                found.pop(node.target.id, None)
+                found |= {node.target.id: text} if text and node.target.id in kind.model_fields else {}
+    return found
+
+
+def _comment_of(node: ast.AnnAssign, comments: Mapping[int, tokenize.TokenInfo]) -> str:
+    below = (node.end_lineno or node.lineno) + 1
+    lines = [line for line in range(node.lineno, below) if line in comments]
+    while lines and below in comments and comments[below].line.lstrip().startswith("#"):  # it goes on below
+        lines, below = [*lines, below], below + 1
+    texts = [_FOR_TOOLS.sub("", comments[line].string).lstrip("# ") for line in lines]
+    return " ".join(text for text in texts if text)
 
 
 C = TypeVar("C", bound=Config)
+Single = Annotated[float, Field(ge=-1e30, le=1e30)]  # a number that single precision holds, and differences of such
 
 
 class _UniqueKeys(yaml.SafeLoader):
@@ -118,18 +178,35 @@ def validate(kind: type[C], tree: Mapping[str, Any], *, where: str) -> C:
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
-        lines = [_explain(item, kind) for item in error.errors(include_url=False)]
+        lines = [_explain(item, kind, tree) for item in error.errors(include_url=False)]
         raise UserError("E-CFG", "; ".join(lines), "correct the file or the override", where=where) from error
 
 
-def _explain(item: Any, kind: type[Config]) -> str:
-    path = ".".join(str(part) for part in item["loc"])
+def _explain(item: Any, kind: type[Config], tree: Mapping[str, Any]) -> str:
+    path = ".".join(_keys(item["loc"], tree, absent=item["type"] in ("missing", "extra_forbidden")))
+    if not path and item["type"] == "value_error":  # of the whole, which need not be printed: it says where itself
+        return str(item["ctx"]["error"])
     if item["type"] != "extra_forbidden":
         found = "" if item["type"] == "missing" else f" (found {item['input']!r})"
         return f"{path}: {item['msg']}{found}"
     known = sorted({name for model in _models(kind) for name in model.model_fields})
     close = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
     return f"{path}: unknown key" + (f", did you mean {close[0]!r}?" if close else "")
+
+
+def _keys(loc: Sequence[int | str], tree: Any, *, absent: bool) -> Iterator[str]:
+    """The parts of an error's place that are keys of ``tree``: not the names of a union's members, which are none.
+
+    ``absent``: the last one is a key, whether or not it is there.
+    """
+    for i, part in enumerate(loc):
+        if isinstance(tree, Mapping) and part in tree:
+            tree = tree[part]
+        elif isinstance(tree, list | tuple) and isinstance(part, int):
+            tree = tree[part] if part < len(tree) else None
+        elif not (absent and i == len(loc) - 1):
+            continue
+        yield str(part)
 
 
 def _models(kind: type[BaseModel]) -> list[type[BaseModel]]:
@@ -140,6 +217,37 @@ def _models(kind: type[BaseModel]) -> list[type[BaseModel]]:
             found.append(child)
             queue.append(child)
     return found
+
+
+def refuse_idle(config: Config) -> None:
+    """ValueError that lists every key below ``config`` that is set and idle (:meth:`Config.idle`), and what is read."""
+    found = [
+        f"{path} is {_json(value)}, which nothing reads: {why}; remove it, or write {_json(default)}"
+        for path, value, default, why in _idle(config, "")
+    ]
+    if found:
+        raise ValueError("; ".join(found))
+
+
+def _json(value: Any) -> str:
+    """On one line, as YAML reads it too."""
+    return json.dumps(value, default=plain)
+
+
+def _idle(config: Config, prefix: str) -> Iterator[tuple[str, Any, Any, str]]:
+    """``(path, value, default, why)`` of what is set and idle in a tree of settings, in mappings and tuples too."""
+    for path, why in config.idle().items():
+        *parents, key = path.split(".")
+        node = reduce(getattr, parents, config)
+        value, default = getattr(node, key), type(node).model_fields[key].default
+        if value != default:
+            yield f"{prefix}{path}", value, default, why
+    for name in type(config).model_fields:
+        value = getattr(config, name)
+        inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, tuple) else ()
+        for key, child in ((name, value), *((f"{name}.{key}", child) for key, child in inside)):
+            if isinstance(child, Config):
+                yield from _idle(child, f"{prefix}{key}.")
 
 
 def load(kind: type[C], path: Path, assignments: Iterable[str] = ()) -> C:

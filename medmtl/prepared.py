@@ -59,7 +59,8 @@ def prepare(study: Study) -> Prepared:
     """Read the manifest, split it, and fit the tasks on the training labels.
 
     Of val and test nothing is looked at but whether it can be read: a bad label, a mask of another size or with other
-    classes, and an image whose header is bad are refused before anything trains, with those of the training part.
+    classes, and an image whose header is bad, or of a size or colour that ``preprocess`` does not take, are refused
+    before anything trains, with those of the training part.
     """
     manifest = read_manifest(Path(study.data.manifest))
     named = _named(study, manifest)
@@ -76,7 +77,7 @@ def prepare(study: Study) -> Prepared:
         sorted(found, key=lambda case: case.row),
         _readers(named.tasks),
         manifest.root,
-        volumes=study.preprocess.volume is not None,
+        study.preprocess,
         name=manifest.name,
     )
     domains = tuple(sorted({case.domain for case in split.train} - {""}))

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from medmtl.errors import UserError
+from medmtl.errors import SafetyRefusal, UserError
 from medmtl.files import inside, write_atomic
 
 COLUMNS = ("case_id", "group", "domain", "split", "image")
@@ -58,17 +58,12 @@ class Manifest:
 
 def read_manifest(path: Path, *, check_files: bool = True) -> Manifest:
     """Read and check ``path``; every problem is listed with its row, its file and its remedy."""
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError as error:
-        raise UserError(
-            "E-MAN-FILE", "no such manifest", "run `make prepare` first or correct data.manifest", where=str(path)
-        ) from error
+    content = _content(path)
     rows, header = _rows(content, path.name)
     _check_header(header, path.name)
     targets = tuple(column.removeprefix("target.") for column in header if column.startswith("target."))
     cases = tuple(_case(row, number) for number, row in rows)
-    problems = [*_duplicates(cases), *(p for case in cases for p in _problems(case, path.parent, check_files, targets))]
+    problems = [*_duplicates(cases), *(p for case in cases for p in _problems(case, path, check_files))]
     if not cases:
         problems.append("no rows; a manifest needs at least one case")
     if problems:
@@ -120,6 +115,26 @@ def is_formula(cell: str) -> bool:
         except ValueError:
             return True
     return cell[:1] in ("=", "@", "\t", "\r")
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(
+            "E-MAN-FILE", "no such manifest", "run `make prepare` first or correct data.manifest", where=str(path)
+        ) from error
+    except IsADirectoryError as error:
+        raise UserError(
+            "E-MAN-FILE",
+            "a folder, where a manifest was expected",
+            "name the file in data.manifest, such as manifest.csv in that folder",
+            where=str(path),
+        ) from error
+    except PermissionError as error:
+        raise UserError(
+            "E-MAN-FILE", "the manifest cannot be opened", "check that you may read it", where=str(path)
+        ) from error
 
 
 def _rows(content: bytes, name: str) -> tuple[list[tuple[int, dict[str, str]]], list[str]]:
@@ -200,7 +215,7 @@ def _duplicates(cases: Sequence[Case]) -> list[str]:
     return problems
 
 
-def _problems(case: Case, root: Path, check_files: bool, targets: Sequence[str]) -> list[str]:
+def _problems(case: Case, manifest: Path, check_files: bool) -> list[str]:
     """What is wrong with one row. A path outside the root is not listed but refused at once (SafetyRefusal)."""
     found = []
     for column in ("case_id", "group", "image"):
@@ -212,6 +227,14 @@ def _problems(case: Case, root: Path, check_files: bool, targets: Sequence[str])
         )
     if case.split not in ("", *SPLITS):
         found.append(f"row {case.row}: split {case.split!r} is not one of {', '.join(SPLITS)} or empty")
-    if case.image and not (path := inside(root, case.image)).is_file() and check_files:
+    if case.image and not (path := _image(case, manifest)).is_file() and check_files:
         found.append(f"row {case.row}: image {path.name!r} does not exist at {case.image}; restore it or drop the row")
     return found
+
+
+def _image(case: Case, manifest: Path) -> Path:
+    try:
+        return inside(manifest.parent, case.image)
+    except SafetyRefusal as error:
+        where = f"{manifest.name} row {case.row}, image"
+        raise SafetyRefusal(error.code, error.what, error.remedy, where=where) from error

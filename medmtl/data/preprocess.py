@@ -15,7 +15,7 @@ MetaTensor's bookkeeping), and their inverses need the very tensor that went for
 needs only its native shape. The tests compare with MONAI.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -103,6 +103,9 @@ class Preprocess(Config):
                 raise ValueError(f"resize {self.resize} is smaller than window {self.window}; enlarge it or set pad")
         return self
 
+    def idle(self) -> Mapping[str, str]:
+        return {} if self.window else {"pad": "there is no `window` to fill up to"}
+
     def read(self, path: Path) -> "tuple[Tensor, Volume | None]":
         """The image file as float32 [C, *S] in [0, 1], and the volume that it was, which its masks must match."""
         if self.volume is None:
@@ -117,7 +120,7 @@ class Preprocess(Config):
         save memory; an axis that is shorter stays as it is.
         """
         image = self._checked(sample)
-        spatial, grid = tuple(image.shape[1:]), self._grid(tuple(image.shape[1:]))
+        spatial, grid = tuple(image.shape[1:]), self.grid(tuple(image.shape[1:]))
         result = {**sample, IMAGE: image}
         for name in _spatial_names(result, spatial):
             tensor = result[name]
@@ -140,7 +143,7 @@ class Preprocess(Config):
         if self.input_size is None:
             return sample
         spatial = tuple(sample[IMAGE].shape[1:])
-        self._grid(spatial)
+        self.grid(spatial)
         size = self.window or self._padded(spatial)
         return {**sample, **{name: _fit(sample[name], size) for name in _spatial_names(sample, spatial)}}
 
@@ -177,7 +180,7 @@ class Preprocess(Config):
         there. Where there is no resize it is exact.
         """
         native = tuple(native_shape)
-        grid = self._grid(self.resize or native)
+        grid = self.grid(self.resize or native)
         expected = self.window or self._padded(grid)
         assert tuple(maps.shape[1:]) == expected, (maps.shape, expected)
         placed, inside = _fit(maps, grid), _fit(torch.ones(maps.shape[1:]), grid)
@@ -210,7 +213,7 @@ class Preprocess(Config):
             )
         return image.float()
 
-    def _grid(self, spatial: tuple[int, ...]) -> tuple[int, ...]:
+    def grid(self, spatial: tuple[int, ...]) -> tuple[int, ...]:
         """The size after ``resize``, checked against the window."""
         grid = self.resize or spatial
         patch = None if self.patches is None else self.patches.size

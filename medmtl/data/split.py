@@ -2,7 +2,7 @@
 
 import warnings
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal, Self
 
@@ -53,9 +53,15 @@ class FoldSplit(Config):
     validation: float = Field(0.2, gt=0, lt=1)  # with test: fold
     seed: int = 0
 
+    def idle(self) -> Mapping[str, str]:
+        return {} if self.test == "fold" else {"validation": "with `test: column` the fold is the validation part"}
+
 
 class LeaveDomainOut(Config):
-    """One domain is the test set; validation is carved by group from the others. Rows of unknown domain train."""
+    """One domain is the test set; validation is carved by group from the others.
+
+    Rows of unknown domain train, but for those of a group that has cases of the domain: these are tested with them.
+    """
 
     kind: Literal["leave_domain_out"] = "leave_domain_out"
     domain: str
@@ -86,32 +92,32 @@ def split_cases(manifest: Manifest, config: AnySplit, *, stratify: str | None) -
     """Assign every case; ``stratify`` names the target whose classes are spread evenly, beside the domain.
 
     Raises E-SPLIT-LEAK when a group is in two parts, E-SPLIT-EMPTY when a part is empty, E-SPLIT-COLUMN for a case
-    without a place.
+    without a place: each names the manifest and the key.
     """
+    try:
+        assigned = _assigned(manifest, config, stratify)
+        split = Split(**{name: tuple(replace(case, split=name) for case in part) for name, part in assigned.items()})
+        check_split(split)
+    except UserError as error:
+        place = f"{manifest.name}, {error.where}"
+        raise type(error)(error.code, error.what, error.remedy, where=place) from error
+    return split
+
+
+def _assigned(manifest: Manifest, config: AnySplit, stratify: str | None) -> dict[str, list[Case]]:
+    """Part -> its cases."""
     cases = manifest.cases
     match config:
         case ColumnSplit():
-            assigned = _by_column(cases, config, stratify)
+            return _by_column(cases, config, stratify)
         case GroupSplit():
             rest, test = _carve(cases, config.test, stratify, config.seed, "test")
             train, val = _carve(rest, config.validation / (1 - config.test), stratify, config.seed, "val")
-            assigned = {"train": train, "val": val, "test": test}
+            return {"train": train, "val": val, "test": test}
         case FoldSplit():
-            assigned = _by_fold(cases, config, stratify)
+            return _by_fold(cases, config, stratify)
         case LeaveDomainOut():
-            if config.domain not in manifest.domains:
-                raise UserError(
-                    "E-SPLIT-DOMAIN",
-                    f"no case has the domain {config.domain!r}",
-                    f"choose one of {', '.join(manifest.domains)}",
-                    where="data.split.domain",
-                )
-            outside = [case for case in cases if case.domain != config.domain]
-            train, val = _carve(outside, config.validation, stratify, config.seed, "val")
-            assigned = {"train": train, "val": val, "test": [c for c in cases if c.domain == config.domain]}
-    split = Split(**{name: tuple(replace(case, split=name) for case in part) for name, part in assigned.items()})
-    check_split(split)
-    return split
+            return _by_domain(manifest, config, stratify)
 
 
 def check_split(split: Split) -> None:
@@ -183,6 +189,31 @@ def _by_fold(cases: Sequence[Case], config: FoldSplit, stratify: str | None) -> 
         return {"train": rest, "val": fold, "test": test}
     train, val = _carve(rest, config.validation, stratify, config.seed, "val")
     return {"train": train, "val": val, "test": fold}
+
+
+def _by_domain(manifest: Manifest, config: LeaveDomainOut, stratify: str | None) -> dict[str, list[Case]]:
+    if config.domain not in manifest.domains:
+        raise UserError(
+            "E-SPLIT-DOMAIN",
+            f"no case has the domain {config.domain!r}",
+            f"choose one of {', '.join(manifest.domains)}",
+            where="data.split.domain",
+        )
+    groups = {case.group for case in manifest.cases if case.domain == config.domain}
+    others = {case.group: case.domain for case in manifest.cases if case.domain not in (config.domain, "")}
+    crossing = sorted(groups & others.keys())
+    if crossing:
+        shown = ", ".join(f"{group} (also in {others[group]!r})" for group in crossing[:5])
+        raise UserError(
+            "E-SPLIT-LEAK",
+            f"{len(crossing)} group(s) with cases of the domain {config.domain!r} have others of another one: {shown}",
+            "correct the domain column, so that a patient or slide is of one domain, or use another data.split.kind",
+            where="data.split",
+        )
+    test = [case for case in manifest.cases if case.group in groups]  # of the domain, or unknown beside one that is
+    outside = [case for case in manifest.cases if case.group not in groups]
+    train, val = _carve(outside, config.validation, stratify, config.seed, "val")
+    return {"train": train, "val": val, "test": test}
 
 
 def _no_leak_between(train: Iterable[Case], test: Iterable[Case]) -> None:

@@ -33,17 +33,33 @@ def read_image(path: Path, *, channels: int, page: int = 0) -> np.ndarray:
     """
     assert channels in _COLOUR_NAME, f"channels = {channels}; an image has 1 or 3"
     pixels = _open(path, page, lambda image: _plain(image, path.name))
-    found = 1 if pixels.ndim == 2 else 3
+    check_colour(1 if pixels.ndim == 2 else 3, channels, path.name)
+    scale = 65535 if pixels.dtype == np.uint16 else 255
+    unit = pixels.astype(np.float32) / np.float32(scale)
+    return np.ascontiguousarray(unit[None] if channels == 1 else unit.transpose(2, 0, 1))
+
+
+def channels_of(mode: str, kind: str | None, name: str) -> int:
+    """What :func:`read_image` makes of an image of Pillow's ``mode`` and format ``kind``: 1 (grey) or 3 (RGB).
+
+    E-IMG-MODE where it is neither. Alpha that is not opaque lies in the pixels, not in the mode.
+    """
+    pixel = Image.new(mode, (1, 1))
+    if mode in ("LA", "RGBA"):
+        pixel.putalpha(255)
+    pixel.format = kind
+    return 1 if _plain(pixel, name).ndim == 2 else 3
+
+
+def check_colour(found: int, channels: int, name: str) -> None:
+    """E-IMG-COLOUR where an image has other channels than were asked for."""
     if found != channels:
         raise UserError(
             "E-IMG-COLOUR",
             f"the image is {_COLOUR_NAME[found]}, {_COLOUR_NAME[channels]} was expected",
-            f"set the study's channels to {found}, or convert every image of the study the same way",
-            where=path.name,
+            f"set preprocess.channels to {found}, or convert every image of the study the same way",
+            where=name,
         )
-    scale = 65535 if pixels.dtype == np.uint16 else 255
-    unit = pixels.astype(np.float32) / np.float32(scale)
-    return np.ascontiguousarray(unit[None] if channels == 1 else unit.transpose(2, 0, 1))
 
 
 def read_mask(path: Path, *, page: int = 0) -> np.ndarray:

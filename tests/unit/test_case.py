@@ -1,5 +1,7 @@
 """A manifest is read as it is meant or refused with row and remedy; what is written reads back."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from laws import refuses, write_png, written
@@ -68,7 +70,7 @@ def test_all_bad_rows_are_told_and_many_are_counted(manifest):
 )
 def test_a_path_that_leaves_the_folder_is_a_safety_refusal(manifest, image):
     path = manifest(HEADER, GOOD, f"b,g2,d,val,{image},low,1")
-    refuses("E-SEC-PATH", lambda: read_manifest(path), kind=SafetyRefusal)
+    refuses("E-SEC-PATH", lambda: read_manifest(path), kind=SafetyRefusal, says="manifest.csv row 3, image: ")
     assert SafetyRefusal.exit_code == REFUSED == 6
 
 
@@ -93,7 +95,23 @@ def test_a_bad_file_is_refused(manifest, content, code, says):
 
 
 def test_a_missing_manifest_is_refused(tmp_path):
-    refuses("E-MAN-FILE", lambda: read_manifest(tmp_path / "manifest.csv"))
+    refuses("E-MAN-FILE", lambda: read_manifest(tmp_path / "manifest.csv"), says="no such manifest")
+    (tmp_path / "file").touch()
+    refuses("E-MAN-FILE", lambda: read_manifest(tmp_path / "file" / "manifest.csv"), says="no such manifest")
+
+
+def test_a_folder_is_no_manifest(tmp_path):
+    message = refuses("E-MAN-FILE", lambda: read_manifest(tmp_path), says=f"{tmp_path}: a folder")
+    assert "name the file in data.manifest" in message
+
+
+def test_a_manifest_that_may_not_be_read_is_refused(manifest, monkeypatch):
+    def refuse(_):
+        raise PermissionError("not yours")  # chmod would not keep root out
+
+    path = manifest(HEADER, GOOD)
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    refuses("E-MAN-FILE", lambda: read_manifest(path), says="cannot be opened")
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,43 @@ def test_one_domain_is_left_out_whole_and_unknown_domains_train(tmp_path):
     refuses("E-SPLIT-DOMAIN", lambda: _split(tmp_path, LeaveDomainOut(domain="d9")), says="d0, d1, d2")
 
 
+def test_unknown_domains_beside_the_one_left_out_are_tested_with_it(tmp_path):
+    """Else their group would be on both sides; every other case stays where it was."""
+    before = _split(tmp_path, LeaveDomainOut(domain="d1", validation=0.25))
+    blank = {case.case_id for case in before.test[::2]}  # one of two of each group
+    assert {case.group for case in before.test} == {c.group for c in before.test if c.case_id not in blank}
+    found = [replace(case, domain="") if case.case_id in blank else case for case in cases()]
+    split = _split(tmp_path, LeaveDomainOut(domain="d1", validation=0.25), found)
+    assert _ids(split) == _ids(before) and split.sha256 == before.sha256
+    assert [case.case_id for case in split.test] == [case.case_id for case in before.test]
+
+
+def test_a_group_of_two_known_domains_is_refused_where_one_of_them_is_left_out(tmp_path):
+    found = cases()
+    found[0] = replace(found[0], domain="d1")  # g00 is of d0
+    out = LeaveDomainOut(domain="d1", validation=0.25)
+    message = refuses("E-SPLIT-LEAK", lambda: _split(tmp_path, out, found), says="g00 (also in 'd0')")
+    assert "correct the domain column" in message
+    split = _split(tmp_path, LeaveDomainOut(domain="d2", validation=0.25), found)  # on one side all the same
+    assert {case.group for case in split.test} == {case.group for case in found if case.domain == "d2"}
+
+
+def test_an_error_names_the_manifest_and_the_key(tmp_path):
+    """A manifest of another name, so that it is this one's."""
+    parts = {"E-SPLIT-LEAK": ("train", "train", "val", "test"), "E-SPLIT-EMPTY": ("train", "val", "val", "val")}
+    for code, column in parts.items():
+        found = _with_column(cases(), column)
+        if code == "E-SPLIT-LEAK":
+            found[0] = replace(found[0], split="test")
+        named = replace(manifest(tmp_path, found), name="mine.csv")
+        refuses(
+            code, lambda named=named: split_cases(named, ColumnSplit(), stratify=None), says="mine.csv, data.split: "
+        )
+    wrong = replace(manifest(tmp_path, cases()), name="mine.csv")
+    config = LeaveDomainOut(domain="d9")
+    refuses("E-SPLIT-DOMAIN", lambda: split_cases(wrong, config, stratify=None), says="mine.csv, data.split.domain: ")
+
+
 def test_classes_are_spread_evenly(tmp_path):
     found = [replace(c, targets={"grade": "rare" if int(c.group[1:]) % 4 == 0 else "common"}) for c in cases(48, 2, 1)]
     split = _split(tmp_path, GroupSplit(validation=0.25, test=0.25), found)

@@ -18,6 +18,7 @@ from workflows.atypical_mitosis import prepare as script
 from workflows.atypical_mitosis.nucleus import Haematoxylin, UserMasks, cached_mask, haematoxylin_density
 from workflows.atypical_mitosis.prepare import prepare
 from workflows.atypical_mitosis.sources import PHASES, Layout, open_source
+from workflows.preparation import Remark
 
 REAL = Path(__file__).resolve().parents[2] / "../shared/data/ami-br"
 real_data = pytest.mark.skipif(not (REAL / "index.csv").is_file(), reason="AMi-Br is not on this machine")
@@ -141,6 +142,7 @@ def test_midog25_layout(tmp_path: Path) -> None:
         "1.png,002.tiff,1,1,human breast cancer,Hamammatsu XR,UMC Utrecht,Human,NMF,NMF,,NMF\n"
         "2,201.tiff,1,1,canine lung cancer,3D Histech,VMU Vienna,Canine,AMF,NMF,AMF,AMF\n"
         "3.png,201.tiff,1,1,canine lung cancer,3D Histech,VMU Vienna,Canine,NMF,NMF,,NMF\n"
+        "4.png,201.tiff,1,1,canine lung cancer,3D Histech,VMU Vienna,Canine,NMF,NMF,,NMF\n"
     )
     _patch(source / "a/1.png")
     _patch(source / "a/2.png")
@@ -156,7 +158,10 @@ def test_midog25_layout(tmp_path: Path) -> None:
     assert "vote.expert3" not in cases["MIDOG25_1"].targets
     assert cases["MIDOG25_2"].targets["vote_fraction"] == "0.6667"
     assert cases["MIDOG25_2"].meta["species"] == "Canine"
-    assert "2 files are named '3.png'" in next(line[4] for line in report.lines if line[3] == "left out")
+    assert [line[4:] for line in report.lines if line[3] == "left out"] == [
+        ("2 files are named '3.png', one was expected", "keep one of them"),
+        ("0 files are named '4.png', one was expected", "restore it, anywhere under the source"),
+    ]
 
 
 def test_slides_with_few_figures_can_be_left_out(tmp_path: Path) -> None:
@@ -248,10 +253,10 @@ def test_masks_are_drawn_once_per_content_and_parameters(tmp_path: Path, monkeyp
     empty = _patch(tmp_path / "e.png", plates=(20,))
     refused = cached_mask(Haematoxylin(), tmp_path / "masks", "b", empty)
     monkeypatch.setattr(Haematoxylin, "draw", lambda *_: pytest.fail("drawn again"))
-    assert cached_mask(Haematoxylin(), tmp_path / "masks", "a", patch) == (first, "")
+    assert cached_mask(Haematoxylin(), tmp_path / "masks", "a", patch) == (first, Remark(""))
     assert cached_mask(Haematoxylin(), tmp_path / "masks", "b", empty) == refused
     assert refused[0] is None
-    assert refused[1]
+    assert refused[1].what
 
 
 def test_masks_that_users_bring(tmp_path: Path) -> None:
@@ -262,16 +267,32 @@ def test_masks_that_users_bring(tmp_path: Path) -> None:
     write_png(folder / "small.png", inside[:64])
     write_png(folder / "many.png", inside // 85 + inside.T // 255)
     write_png(folder / "empty.png", inside * 0)
-    found = {
-        name: cached_mask(UserMasks(folder), tmp_path / "masks", name, patch)
-        for name in ("good", "small", "many", "empty", "absent")
-    }
+    (folder / "cut.png").write_bytes((folder / "good.png").read_bytes()[:90])
+
+    def masks() -> dict[str, tuple[Path | None, Remark]]:
+        names = ("good", "small", "many", "empty", "absent", "cut")
+        return {name: cached_mask(UserMasks(folder), tmp_path / "masks", name, patch) for name in names}
+
+    found = masks()
     path, _ = found["good"]
     assert path is not None
     np.testing.assert_array_equal(read_mask(path), inside // 255)
-    assert {name for name, (path, _) in found.items() if path is None} == {"small", "many", "empty", "absent"}
+    assert {name for name, (path, _) in found.items() if path is None} == {"small", "many", "empty", "absent", "cut"}
+    assert all(why.what and why.remedy and "\n" not in why.what for path, why in found.values() if path is None)
+    assert masks() == found  # remedies too are kept
     write_png(folder / "absent.png", inside)  # brought later: the earlier refusal does not stick
     assert cached_mask(UserMasks(folder), tmp_path / "masks", "absent", patch)[0] is not None
+
+
+def test_a_refused_mask_is_reported_with_its_remedy(tmp_path: Path) -> None:
+    write_png(tmp_path / "mine/MIDOG21_6.png", np.zeros((128, 128), np.uint8))
+    report = prepare(_upstream(tmp_path / "in"), tmp_path / "out", masks=UserMasks(tmp_path / "mine"))
+    notes = {line[2]: line[4:] for line in report.lines if line[3] == "used"}
+    assert notes["MIDOG21_6"] == ("no nucleus mask: the mask is empty", "draw the figure, or remove the file")
+    assert notes["MIDOG21_7"] == (
+        "no nucleus mask: no mask file of this case",
+        "add <case_id>.png, or leave the label empty",
+    )
 
 
 def test_the_synthetic_study_names_the_same_phases() -> None:

@@ -19,6 +19,7 @@ from medmtl.config import digest
 from medmtl.errors import UserError
 from medmtl.files import write_atomic
 from medmtl.io.raster import read_image, read_mask, write_png
+from workflows.preparation import Remark
 
 # Optical densities of haematoxylin, eosin and DAB in red, green, blue: Ruifrok & Johnston (2001), Anal Quant Cytol
 # Histol 23:291. The third vector only takes up what the first two leave.
@@ -27,10 +28,11 @@ STAINS = np.array([[0.650, 0.704, 0.286], [0.072, 0.990, 0.105], [0.268, 0.570, 
 
 @dataclass(frozen=True)
 class NucleusMask:
-    """A mask (bool [H, W]), or None and the ``reason`` why there is none."""
+    """A mask (bool [H, W]), or None, the ``reason`` why there is none, and what to do where anything can be done."""
 
     mask: np.ndarray | None
     reason: str = ""
+    remedy: str = ""
 
 
 class MaskProvider(Protocol):
@@ -70,18 +72,20 @@ class UserMasks:
     def draw(self, case_id: str, image: np.ndarray) -> NucleusMask:
         path = self.folder / f"{case_id}.png"
         if not path.is_file():
-            return NucleusMask(None, "no mask file of this case")
+            return NucleusMask(None, "no mask file of this case", "add <case_id>.png, or leave the label empty")
         try:
             labels = read_mask(path)
         except UserError as error:
-            return NucleusMask(None, error.what)
+            return NucleusMask(None, error.what, error.remedy)
         if labels.shape != image.shape[1:]:
-            return NucleusMask(None, f"mask of {labels.shape} for an image of {image.shape[1:]} pixels")
+            what = f"mask of {labels.shape} for an image of {image.shape[1:]} pixels"
+            return NucleusMask(None, what, "export the mask at the size of its image")
         values = set(np.unique(labels).tolist())
         if not values <= {0, 1} and not values <= {0, 255}:
-            return NucleusMask(None, f"mask values {sorted(values)[:5]}; 0 and 1 (or 255) were expected")
+            what = f"mask values {sorted(values)[:5]}; 0 and 1 (or 255) were expected"
+            return NucleusMask(None, what, "write 0 outside and 1 (or 255) inside, without soft edges")
         if values == {0}:
-            return NucleusMask(None, "the mask is empty")
+            return NucleusMask(None, "the mask is empty", "draw the figure, or remove the file")
         return NucleusMask(labels > 0)
 
 
@@ -182,23 +186,24 @@ class Haematoxylin:
         return NucleusMask(mask)
 
 
-def cached_mask(provider: MaskProvider, folder: Path, case_id: str, image: Path) -> tuple[Path | None, str]:
-    """The path of the mask PNG (0 background, 1 nucleus), drawn once per image content and parameters; or the reason.
+def cached_mask(provider: MaskProvider, folder: Path, case_id: str, image: Path) -> tuple[Path | None, Remark]:
+    """The path of the mask PNG (0 background, 1 nucleus), drawn once per image content and parameters; or why none.
 
-    ``folder/<provider>-<digest>/<sha256>.png``; where there is no mask a ``.txt`` of that name holds the reason.
+    ``folder/<provider>-<digest>/<sha256>.png``; where there is no mask a ``.txt`` of that name holds the reason, and in
+    a second line the remedy if there is one.
     """
     key = hashlib.sha256(image.read_bytes() + provider.extra(case_id)).hexdigest()[:24]
     path = folder / f"{provider.name}-{provider.digest}" / f"{key}.png"
     if path.is_file():
-        return path, ""
+        return path, Remark("")
     refusal = path.with_suffix(".txt")
-    if refusal.is_file():
-        return None, refusal.read_text(encoding="utf-8")
-    drawn = provider.draw(case_id, read_image(image, channels=3))
-    if drawn.mask is None:
-        write_atomic(refusal, drawn.reason)
-        return None, drawn.reason
-    return write_png(path, drawn.mask), ""
+    if not refusal.is_file():
+        drawn = provider.draw(case_id, read_image(image, channels=3))
+        if drawn.mask is not None:
+            return write_png(path, drawn.mask), Remark("")
+        write_atomic(refusal, f"{drawn.reason}\n{drawn.remedy}".rstrip("\n"))
+    reason, _, remedy = refusal.read_text(encoding="utf-8").partition("\n")
+    return None, Remark(reason, remedy)
 
 
 def haematoxylin_density(image: np.ndarray) -> np.ndarray:

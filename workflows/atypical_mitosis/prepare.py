@@ -25,7 +25,7 @@ from medmtl.data.case import Case
 from medmtl.errors import UserError
 from workflows.atypical_mitosis.nucleus import Haematoxylin, MaskProvider, UserMasks, cached_mask
 from workflows.atypical_mitosis.sources import Figure, Layout, Source, open_source
-from workflows.preparation import LEFT_OUT, USED, LeftOut, Place, Report, command, place_image
+from workflows.preparation import LEFT_OUT, USED, LeftOut, Place, Remark, Report, command, place_image
 
 LEAK = (
     'MIDOG25 "human breast cancer" holds the same figures as the MIDOG21 part of AMi-Br: '
@@ -61,8 +61,8 @@ def prepare(
         if slides[figure.group] < min_figures:
             report.add(place, LEFT_OUT, f"its slide has fewer than {min_figures} usable figures")
             continue
-        mask, note = cached_mask(masks, out / "masks", figure.case_id, image) if masks else (None, "no provider")
-        report.add(place, USED, "" if mask else f"{NO_MASK}{note}")
+        mask, why = cached_mask(masks, out / "masks", figure.case_id, image) if masks else (None, Remark("no provider"))
+        report.add(place, USED, "" if mask else f"{NO_MASK}{why.what}", why.remedy)
         cases.append(_case(figure, image, mask, masks, out))
     report.settle(cases, out, data.name)
     return report

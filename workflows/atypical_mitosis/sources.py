@@ -164,7 +164,8 @@ class _Midog25Row:
         name = row["image_id"] if Path(row["image_id"]).suffix else f"{row['image_id']}.png"
         found = self.patches.get(name, [])
         if len(found) != 1:
-            raise LeftOut(f"{len(found)} files are named {name!r}, one was expected")
+            remedy = "keep one of them" if found else "restore it, anywhere under the source"
+            raise LeftOut(f"{len(found)} files are named {name!r}, one was expected", remedy)
         scanner = _SCANNER_SPELLING.get(row["Scanner"], row["Scanner"])
         meta = {"dataset": "MIDOG25", "scanner": scanner, "slide": row["filename"]}
         number = _number(row["filename"])
