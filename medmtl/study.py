@@ -1,12 +1,13 @@
 """One typed file per study: everything that defines a run."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
 from medmtl.balance import AnyBalancer, FixedConfig, UncertaintyConfig
 from medmtl.bundle import FUSING, check_tasks
-from medmtl.config import Config, digest, plain
+from medmtl.config import Config, digest, plain, refuse_idle
 from medmtl.controls.config import AnyControl, check_controls
 from medmtl.data.augment import Augment
 from medmtl.data.covariates import Covariates
@@ -25,6 +26,7 @@ from medmtl.models.encoder import TimmConfig
 from medmtl.models.encoders import AnyEncoder
 from medmtl.models.views import ViewSet
 from medmtl.tasks import AnyTask
+from medmtl.tasks.domain import DomainAdversary
 from medmtl.tasks.emphasis import Emphasis
 from medmtl.tasks.penalties import AnyPenalty, check_penalties
 from medmtl.tasks.regression import Regression
@@ -95,14 +97,32 @@ class Study(Config):
             raise ValueError(
                 f"fit.monitor {self.monitored!r} names no task; write <task>.<metric> with one of {list(self.tasks)}"
             )
+        if self.preprocess.channels not in (1, 3):
+            raise ValueError(f"preprocess.channels is {self.preprocess.channels}; images have 1 (grey) or 3 (RGB)")
         check_tasks(self.tasks, self.covariates)
+        self._check_balance()
         self._check_answers()
         check_penalties(self.penalties, self.tasks, self.covariates.tasks if self.covariates else None)
         if self.emphasis is not None:
             self._check_emphasis(self.emphasis)
         check_parts(self.optim.freeze, self.tasks, key="optim.freeze")
         check_parts(self.init.parts if self.init else (), self.tasks, key="init.parts")
+        refuse_idle(self)
         return self
+
+    def idle(self) -> Mapping[str, str]:
+        """What one group of keys leaves unread in another."""
+        if self.init is None or "encoder" not in self.init.parts or not isinstance(self.encoder, TimmConfig):
+            return {}
+        return dict.fromkeys(("encoder.weights", "encoder.weights_sha256"), "the encoder starts from init.bundle")
+
+    def _check_balance(self) -> None:
+        untaught = [name for name, task in self.tasks.items() if not (task.weight or task.auxiliary)]
+        if untaught and isinstance(self.balance, UncertaintyConfig):  # exp(-s) 0 + s has no minimum
+            raise ValueError(
+                f"tasks.{untaught[0]}.weight is 0, for which balance: uncertainty would lower the variance for ever; "
+                "remove the task, or balance otherwise"
+            )
 
     def _check_answers(self) -> None:
         """No head sees its own target beside the image."""
@@ -138,6 +158,13 @@ class Study(Config):
                 "E-CFG-TASK",
                 f"the study has no task {name!r}",
                 f"choose one of {', '.join(self.tasks)}",
+                where="--single-task",
+            )
+        if isinstance(self.tasks[name], DomainAdversary):
+            raise UserError(
+                "E-CFG-TASK",
+                f"{name!r} is an adversary: alone it would have nothing to hide the domain from",
+                f"choose one of {', '.join(other for other in self.tasks if other != name) or '(no other task)'}",
                 where="--single-task",
             )
         task = self.tasks[name].model_copy(update={"weight": 1.0, "auxiliary": False})

@@ -1,5 +1,6 @@
 """Balancers, told apart by ``kind``. TorchJD supplies the weightings; without its optional GPL solvers."""
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -47,6 +48,9 @@ class GramianConfig(Config):
     radius: float = Field(
         0.4, ge=0, lt=1
     )  # CAGrad's c; the direction is divided by 1 + c, as the authors' rescale = 2 does
+
+    def idle(self) -> Mapping[str, str]:
+        return {} if self.kind == "cagrad" else {"radius": "it is CAGrad's"}
 
     def build(self, tasks: int) -> Balancer:
         match self.kind:

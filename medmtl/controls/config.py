@@ -1,5 +1,6 @@
 """Which controls a study is evaluated against, beside the training mean and median, which always are."""
 
+from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -32,6 +33,10 @@ class Linear(Config):
         if any(column.startswith("meta.") for column in self.columns):
             raise ValueError("columns are named without 'meta.'")
         return self
+
+    def idle(self) -> Mapping[str, str]:
+        why = "image: false leaves the image out"
+        return {} if self.image else {"grid": why, "components": why}
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ numpy's and Fourier transforms scipy's, because torch's depend on how threads sp
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Annotated, ClassVar
 
@@ -16,13 +16,19 @@ from scipy.fft import fftfreq, irfftn, rfftfreq, rfftn
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
-from medmtl.config import Config
+from medmtl.config import Config, Single
 from medmtl.data.preprocess import centre
 from medmtl.data.stain import channel_means, hue_matrix, recolour, restain, saturation_matrix
 from medmtl.errors import UserError
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Change = Callable[[Tensor], Tensor]
+
+
+def off(config: Config, strengths: Sequence[str]) -> dict[str, str]:
+    """The keys that are idle (:meth:`Config.idle`) in something whose ``strengths`` are all as good as absent."""
+    why = "it changes nothing without a strength of its own"
+    return {name: why for name in type(config).model_fields if name not in strengths}
 
 
 class Ingredient(Config, ABC):
@@ -34,6 +40,9 @@ class Ingredient(Config, ABC):
     @property
     def on(self) -> bool:
         return any(getattr(self, name) for name in self.strengths)
+
+    def idle(self) -> Mapping[str, str]:
+        return {} if self.on else off(self, (*self.strengths, "probability"))
 
     @abstractmethod
     def draw(self, rng: np.random.Generator, shape: Sequence[int], reference: Tensor | None) -> Change:
@@ -126,7 +135,7 @@ class Blur(Ingredient):
     """Gaussian blur, its standard deviation uniform in [0, ``sigma``] px, cut at 3 of them; edges are mirrored."""
 
     strengths: ClassVar[tuple[str, ...]] = ("sigma",)
-    sigma: NonNegativeFloat = 0.0
+    sigma: Annotated[float, Field(ge=0, le=1000)] = 0.0
 
     def draw(self, rng: np.random.Generator, shape: Sequence[int], reference: Tensor | None) -> Change:
         return partial(blur, sigma=self.sigma * rng.random())
@@ -136,7 +145,7 @@ class Noise(Ingredient):
     """Independent Gaussian noise, its standard deviation uniform in [0, ``std``]."""
 
     strengths: ClassVar[tuple[str, ...]] = ("std",)
-    std: NonNegativeFloat = 0.0
+    std: Annotated[Single, Field(ge=0)] = 0.0
 
     def draw(self, rng: np.random.Generator, shape: Sequence[int], reference: Tensor | None) -> Change:
         std = self.std * rng.random()

@@ -52,6 +52,10 @@ class Covariates(Config):
             raise ValueError("columns are named without 'meta.'")
         return self
 
+    def idle(self) -> Mapping[str, str]:
+        why = "fit takes it from the training cases"
+        return {"scales": why, "categories": why}
+
     @property
     def names(self) -> tuple[str, ...]:
         """What the P numbers are: ``age, age?, sex=F, sex=M, sex?``, where ``?`` is an indicator of what is missing."""

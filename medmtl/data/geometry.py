@@ -1,7 +1,7 @@
 """Where a window lies and how it is turned and bent: drawn once per sample, for the image and its dense targets."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, permutations
 from typing import Annotated, Literal
@@ -35,6 +35,9 @@ class Affine(Config):
         if self.scale[0] > self.scale[1]:
             raise ValueError(f"scale {self.scale} runs downwards; write the smaller factor first")
         return self
+
+    def idle(self) -> Mapping[str, str]:
+        return {} if self.on else {"padding": "no rotation, scale or shear looks beyond the image"}
 
     @property
     def on(self) -> bool:

@@ -16,7 +16,7 @@ from pydantic import Field, PositiveFloat, field_validator, model_validator
 from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
-from medmtl.config import Config
+from medmtl.config import Config, Single
 from medmtl.data.background import above_background
 from medmtl.errors import UserError
 from medmtl.io.affine import spacing_mm
@@ -41,8 +41,8 @@ class RangeIntensity(Config):
     """[``low``, ``high``] in the image's units becomes [0, 1], what lies beyond is cut: a CT's window in HU."""
 
     kind: Literal["range"] = "range"
-    low: float
-    high: float
+    low: Single
+    high: Single
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

@@ -9,7 +9,7 @@ period.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Annotated, ClassVar, Self
 
@@ -20,7 +20,7 @@ from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 from scipy.fft import fft, fftn, fftshift, ifft, ifftn, ifftshift
 from torch import Tensor
 
-from medmtl.config import Config
+from medmtl.config import Config, Single
 from medmtl.data.appearance import Change, Fraction, Ingredient
 from medmtl.data.geometry import rotation
 
@@ -121,7 +121,7 @@ class Rician(Ingredient):
     """
 
     strengths: ClassVar[tuple[str, ...]] = ("std",)
-    std: NonNegativeFloat = 0.0
+    std: Annotated[Single, Field(ge=0)] = 0.0
 
     def draw(self, rng: np.random.Generator, shape: Sequence[int], reference: Tensor | None) -> Change:
         std = self.std * rng.random()
@@ -159,6 +159,10 @@ class Mri(Config):
     rician: Rician = Rician()
     contrast: Contrast = Contrast()
     keep_background: bool = False
+
+    def idle(self) -> Mapping[str, str]:
+        acting = any(part.on and part.probability for part in self.ingredients)
+        return {} if acting else {"keep_background": "no artefact is on"}
 
     @property
     def ingredients(self) -> tuple[Ingredient, ...]:

@@ -6,7 +6,7 @@ import torch
 from pydantic import Field, PositiveFloat
 from torch import Tensor
 
-from medmtl.config import Config
+from medmtl.config import Config, Single
 
 
 class NoNormalise(Config):
@@ -22,7 +22,7 @@ class FixedNormalise(Config):
     """``(x - mean_c) / std_c`` with constants per channel, such as those a pretrained encoder was trained with."""
 
     kind: Literal["fixed"] = "fixed"
-    mean: tuple[float, ...]
+    mean: tuple[Single, ...]
     std: tuple[PositiveFloat, ...]
 
     def apply(self, image: Tensor, whole: Tensor | None = None) -> Tensor:

@@ -1,6 +1,6 @@
 """The order of an epoch, as a function of (seed, epoch): for any number of ranks and workers, from any batch on."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple, Self
 
 import torch
@@ -33,6 +33,12 @@ class SamplerConfig(Config):
         if self.balance in ("label", "both") and self.target is None:
             raise ValueError(f"balance {self.balance!r} needs `target`, the column whose classes are balanced")
         return self
+
+    def idle(self) -> Mapping[str, str]:
+        if self.balance == "none":
+            why = "balance: none takes every case once"
+            return {"target": why, "power": why}
+        return {"target": "balance: domain looks at no label"} if self.balance == "domain" else {}
 
     def weights(self, cases: Sequence[Case]) -> Tensor | None:
         """Relative frequencies [N], or None for every case once."""

@@ -1,6 +1,7 @@
 """AdamW groups, the learning rate as a function of progress, and the moving average of the weights."""
 
 from math import cos, pi
+from typing import Annotated
 
 import torch
 from pydantic import Field
@@ -9,6 +10,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from medmtl.config import Config
 
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
 
 class OptimConfig(Config):
     """AdamW (Loshchilov & Hutter 2019) with linear warm-up and cosine decay, gradient clipping and averaging."""
@@ -16,7 +19,7 @@ class OptimConfig(Config):
     learning_rate: float = Field(1e-3, gt=0)
     head_multiplier: float = Field(1.0, gt=0)  # learning rate of heads and balancer relative to the encoder's
     weight_decay: float = Field(0.02, ge=0)  # not on biases, norms and the balancer
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     warmup: float = Field(0.1, ge=0, lt=1)  # share of all steps with a rising rate
     final: float = Field(1e-3, ge=0, le=1)  # last learning rate relative to the highest
     clip_norm: float | None = Field(1.0, gt=0)  # None: no clipping

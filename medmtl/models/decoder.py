@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from medmtl.config import Config
@@ -16,7 +17,7 @@ LINEAR = {2: "bilinear", 3: "trilinear"}
 class DecoderConfig(Config):
     """Top-down feature pyramid decoder (Lin et al. 2017): ``width`` channels at every level."""
 
-    width: int = 48
+    width: PositiveInt = 48
 
     def build(self, channels: Sequence[int], strides: Sequence[Sequence[int]], out: int) -> "Decoder":
         return Decoder(channels, strides, out, self.width)

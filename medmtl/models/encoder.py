@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -29,8 +30,12 @@ class TimmConfig(Config):
     name: str = "efficientnet_b0"
     weights: str | None = None  # a local .safetensors or .pth file; "timm" downloads timm's own; None: from scratch
     weights_sha256: str | None = None
-    drop_path: float = 0.0
+    drop_path: float = Field(0.0, ge=0, lt=1)
     norm: Literal["batch", "group"] = "batch"  # group: no batch statistics, for tiny batches and exact DDP
+
+    def idle(self) -> Mapping[str, str]:
+        local = self.weights not in (None, "timm")
+        return {} if local else {"weights_sha256": "only a local file in `weights` is compared with it"}
 
     def build(self, channels: int, *, load_weights: bool = True) -> "TimmEncoder":
         """The encoder for images of ``channels`` channels; a bundle passes ``load_weights=False``."""

@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from math import exp
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field, NonNegativeInt
 from torch import Tensor, nn
 
-from medmtl.config import Config
+from medmtl.config import Config, Single
 
 
 class PoolConfig(Config):
@@ -18,8 +19,8 @@ class PoolConfig(Config):
     """
 
     over: Literal["mean", "attention"] = "mean"
-    hidden: int = 0
-    dropout: float = 0.0
+    hidden: NonNegativeInt = 0
+    dropout: float = Field(0.0, ge=0, lt=1)
 
     def build(self, channels: int, out: int, *, bias: bool = True) -> "PooledHead":
         pool = Attention(channels) if self.over == "attention" else None
@@ -143,7 +144,7 @@ class Strength(Config):
     encoder first learns its task. ``linear``: value * p.
     """
 
-    value: float = 0.1
+    value: Annotated[Single, Field(ge=0)] = 0.1
     schedule: Literal["constant", "ramp", "linear"] = "ramp"
 
     def at(self, progress: float) -> float:

@@ -1,6 +1,6 @@
 """A class for every pixel, learned from the masks of several annotators who disagree."""
 
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from typing import Literal, Self
 
 import numpy as np
@@ -54,6 +54,12 @@ class Annotators(Segmentation):
         if self.training == "confusion" and self.diagonal * len(self.classes) <= 1:
             raise ValueError(f"diagonal {self.diagonal} is no better than chance among {len(self.classes)} classes")
         return self
+
+    def idle(self) -> Mapping[str, str]:
+        if self.training == "confusion":
+            return super().idle()
+        why = "only `training: confusion` has matrices"
+        return {**super().idle(), "trace": why, "diagonal": why}
 
     @property
     def headline(self) -> tuple[str, ...]:

@@ -4,14 +4,26 @@ Convention: **the loss is about 1 at chance level**, so that equal weights are a
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, Self
+from typing import Annotated, Any, Protocol, Self
 
 import numpy as np
 import pandas as pd
+from pydantic import AfterValidator, Field, NonNegativeFloat
 from torch import Tensor, nn
 
 from medmtl.config import Config
 from medmtl.data.target import Target
+
+
+def _some(weights: tuple[float, ...]) -> tuple[float, ...]:
+    """Refuse weights that are all 0: there would be no loss."""
+    if not any(weights):
+        raise ValueError("one weight or more must be above 0")
+    return weights
+
+
+Weights = Annotated[tuple[NonNegativeFloat, ...], AfterValidator(_some)]  # of classes or thresholds; 0 leaves one out
+Shares = tuple[Annotated[float, Field(ge=0, le=1)], ...]  # of classes or levels
 
 
 class EncoderShape(Protocol):
@@ -30,7 +42,7 @@ class Task(Config):
     """
 
     target: str | None = None  # column target.<this>; None: the task's own name
-    weight: float = 1.0
+    weight: float = Field(1.0, ge=0)  # 0: measured, and taught nothing
     auxiliary: bool = False  # True: fixed weight outside the balancer (an adversary conflicts by design)
     weigh: str | None = None  # column meta.<this>: what each case weighs in the loss, 1 where empty; None: all alike
 

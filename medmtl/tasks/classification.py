@@ -13,7 +13,7 @@ from medmtl import losses, metrics
 from medmtl.config import Config
 from medmtl.data.target import ClassTarget
 from medmtl.models.head import PoolConfig
-from medmtl.tasks.base import EncoderShape, Task
+from medmtl.tasks.base import EncoderShape, Shares, Task, Weights
 
 
 class CrossEntropyConfig(Config):
@@ -45,8 +45,11 @@ class ClassificationBase(Task):
     classes: tuple[str, ...] = ()
     pool: PoolConfig = PoolConfig()
     criterion: AnyClassLoss = CrossEntropyConfig()
-    class_weights: Literal["none", "balanced"] | tuple[float, ...] = "none"
-    prior: tuple[float, ...] | None = None  # class frequencies in training, resolved by fit
+    class_weights: Literal["none", "balanced"] | Weights = "none"
+    prior: Shares | None = None  # class frequencies in training, resolved by fit
+
+    def idle(self) -> Mapping[str, str]:
+        return {"prior": "fit takes the frequencies of the training labels"}
 
     def reader(self) -> ClassTarget:
         return ClassTarget(self.classes)
@@ -134,6 +137,9 @@ class Classification(ClassificationBase):
         if isinstance(self.class_weights, tuple) and len(self.class_weights) != len(self.classes):
             raise ValueError(f"class_weights has {len(self.class_weights)} numbers for {len(self.classes)} classes")
         return self
+
+    def idle(self) -> Mapping[str, str]:
+        return {**super().idle(), "threshold": "it is chosen on validation (until then it is 0.5)"}
 
     @property
     def headline(self) -> tuple[str, ...]:

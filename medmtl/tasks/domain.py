@@ -1,10 +1,12 @@
 """The domain (scanner, site, stain) as a label: to be recognised, or to be hidden from."""
 
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Self
 
 from pydantic import Field
 from torch import nn
 
+from medmtl.errors import UserError
 from medmtl.models.head import AdversaryHead, Strength
 from medmtl.tasks.base import EncoderShape
 from medmtl.tasks.classification import ClassificationBase
@@ -16,6 +18,20 @@ class Domain(ClassificationBase):
     kind: Literal["domain"] = "domain"
     target: Literal["domain"] = "domain"
     auxiliary: bool = True
+
+    def idle(self) -> Mapping[str, str]:
+        return {**super().idle(), "classes": "they are the domains of the training part"}
+
+    def fit(self, labels: Sequence[Any]) -> Self:
+        if isinstance(self.class_weights, tuple) and len(self.class_weights) != len(self.classes):
+            raise UserError(
+                "E-CFG-DOMAIN",
+                f"class_weights has {len(self.class_weights)} numbers, the training part {len(self.classes)} domains: "
+                f"{', '.join(self.classes)}",
+                "give one for each, in this order, or write balanced",
+                where="tasks, kind: " + self.kind,
+            )
+        return super().fit(labels)
 
     @property
     def headline(self) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """What each item of a score weighs among the items: uniform, or more for some; by group of patients, if asked for."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, Self
 
 import torch
@@ -49,6 +49,14 @@ class Emphasis(Config):
         if (self.by is None) != (not self.groups):
             raise ValueError("by names the column, groups its values with their presets: give both or neither")
         return self
+
+    def idle(self) -> Mapping[str, str]:
+        presets = {self.preset, *self.groups.values()}
+        return {
+            f"factors.{name}": f"neither `preset` nor `groups` is {name}"
+            for name in type(self.factors).model_fields
+            if name not in presets
+        }
 
     @property
     def even(self) -> bool:

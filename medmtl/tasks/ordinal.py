@@ -1,7 +1,7 @@
 """A label out of K ordered levels: a score of whole numbers, or grades by name."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from medmtl import losses, metrics
 from medmtl.data.target import ClassTarget, LevelTarget
 from medmtl.models.head import CumulativeHead, PoolConfig
-from medmtl.tasks.base import EncoderShape, Task
+from medmtl.tasks.base import EncoderShape, Shares, Task, Weights
 
 _LEAST = 1e-3  # a level's share where the training labels have none: its log-odds must be finite
 
@@ -35,8 +35,8 @@ class Ordinal(Task):
     classes: tuple[str, ...] = ()
     unit: str = ""
     pool: PoolConfig = PoolConfig()
-    importance: Literal["none", "counts"] | tuple[float, ...] = "none"  # of each threshold; resolved by fit
-    prior: tuple[float, ...] | None = None  # share of each level in training, resolved by fit
+    importance: Literal["none", "counts"] | Weights = "none"  # of each threshold; resolved by fit
+    prior: Shares | None = None  # share of each level in training, resolved by fit
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -50,6 +50,9 @@ class Ordinal(Task):
         if isinstance(self.importance, tuple) and len(self.importance) != len(self.levels) - 1:
             raise ValueError(f"importance has {len(self.importance)} numbers for {len(self.levels) - 1} thresholds")
         return self
+
+    def idle(self) -> Mapping[str, str]:
+        return {"prior": "fit takes the shares of the training labels"}
 
     @property
     def headline(self) -> tuple[str, ...]:

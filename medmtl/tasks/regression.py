@@ -1,15 +1,16 @@
 """A number in physical or clinical units."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self
 
 import numpy as np
 import pandas as pd
 import torch
-from pydantic import model_validator
+from pydantic import PositiveFloat, model_validator
 from torch import Tensor, nn
 
 from medmtl import losses, metrics
+from medmtl.config import Single
 from medmtl.data.target import NumberTarget
 from medmtl.models.head import PoolConfig
 from medmtl.tasks.base import EncoderShape, Task
@@ -28,13 +29,13 @@ class Regression(Task):
     """
 
     kind: Literal["regression"] = "regression"
-    low: float
-    high: float
+    low: Single
+    high: Single
     unit: str = ""
     pool: PoolConfig = PoolConfig()
     criterion: Literal["mse", "l1", "huber"] = "mse"
-    centre: float | None = None  # mean (mse) or median (l1, huber) of the training labels, resolved by fit
-    scale: float | None = None  # standard deviation (mse) or mean absolute deviation from ``centre``, resolved by fit
+    centre: Single | None = None  # mean (mse) or median (l1, huber) of the training labels, resolved by fit
+    scale: PositiveFloat | None = None  # standard (mse) or mean absolute deviation from ``centre``, resolved by fit
     standardise: Literal["labels", "range"] = "labels"
     sum_of: tuple[str, ...] = ()  # tasks
 
@@ -49,6 +50,10 @@ class Regression(Task):
         if len(set(self.sum_of)) != len(self.sum_of):
             raise ValueError(f"sum_of names a task twice: {list(self.sum_of)}")
         return self
+
+    def idle(self) -> Mapping[str, str]:
+        why = "fit takes it from the training labels, or as `standardise` says"
+        return {"centre": why, "scale": why}
 
     def reader(self) -> NumberTarget:
         return NumberTarget(self.low, self.high)

@@ -1,19 +1,19 @@
 """A class for every pixel or voxel."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self
 
 import numpy as np
 import pandas as pd
 import torch
-from pydantic import model_validator
+from pydantic import PositiveFloat, model_validator
 from torch import Tensor, nn
 
 from medmtl import losses, metrics
 from medmtl.data.target import MaskTarget
 from medmtl.mask_metrics import mask_scores
 from medmtl.models.decoder import DecoderConfig
-from medmtl.tasks.base import EncoderShape, Task
+from medmtl.tasks.base import EncoderShape, Shares, Task, Weights
 
 _MEAN, _FEW = "mean", 3  # classes with the background: more of them are told by their mean first
 
@@ -24,9 +24,9 @@ class Segmentation(Task):
     kind: Literal["segmentation"] = "segmentation"
     classes: tuple[str, ...]
     decoder: DecoderConfig = DecoderConfig()
-    class_weights: tuple[float, ...] | None = None
-    spacing_mm: tuple[float, ...] | None = None  # pixel spacing of the network's input; None: distances are in pixels
-    prior: tuple[float, ...] | None = None  # share of each class over the training pixels, resolved by fit
+    class_weights: Weights | None = None
+    spacing_mm: tuple[PositiveFloat, ...] | None = None  # of the network's input; None: distances are in pixels
+    prior: Shares | None = None  # share of each class over the training pixels, resolved by fit
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -39,6 +39,9 @@ class Segmentation(Task):
         if self.class_weights is not None and len(self.class_weights) != len(self.classes):
             raise ValueError(f"class_weights has {len(self.class_weights)} numbers for {len(self.classes)} classes")
         return self
+
+    def idle(self) -> Mapping[str, str]:
+        return {"prior": "fit takes the shares of the training masks"}
 
     @property
     def headline(self) -> tuple[str, ...]:

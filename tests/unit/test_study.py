@@ -178,8 +178,8 @@ def test_a_task_alone_is_the_same_study_with_one_task(tree):
     assert (alone.name, alone.monitored, alone.stratify) == ("tiny-only-size", "size.mae", "grade")
     assert study.alone("grade").monitored == "grade.auroc"
     assert [c.case_id for c in prepare(alone).split.train] == [c.case_id for c in prepare(study).split.train]
-    assert not study.alone("site").tasks["site"].auxiliary
     refuses("E-CFG-TASK", lambda: study.alone("x"), says="grade, size, site")
+    refuses("E-CFG-TASK", lambda: study.alone("site"), says="adversary")  # its settings could not be read back
 
 
 def test_the_monitor_defaults_to_the_first_headline(tree):
