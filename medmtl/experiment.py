@@ -16,7 +16,7 @@ import torch
 from medmtl import __version__
 from medmtl import distributed as dist
 from medmtl.assembly import build_trainer
-from medmtl.bundle import ModelSpec, example_input, save_bundle
+from medmtl.bundle import ModelSpec, example_input, load_bundle, save_bundle
 from medmtl.card import model_card
 from medmtl.config import plain, to_yaml
 from medmtl.engine import checkpoint
@@ -71,6 +71,8 @@ def _train(study: Study, run: RunFolder, fresh: bool, say: Say, parent: str | No
         shutil.rmtree(run.checkpoints, ignore_errors=True)
     found = None if fresh else _found(run, identity, say)
     if found is not None and found["progress"]["finished"] and run.bundle.joinpath("spec.yaml").is_file():
+        if dist.rank() == 0:
+            _make_good(study, run)
         say(f"this run is finished: {run.bundle} (change the seed or another key, or use --fresh, to train again)")
         return
     if dist.rank() == 0:
@@ -143,6 +145,9 @@ def _tracked(
         if study.tracking.enabled:
             callbacks.members.append(_open_tracker(prepared, run, identity, fresh, parent))
         yield callbacks
+    if study.tracking.enabled:  # all of it is sent or spooled, the end too
+        facts = run.read_facts()
+        run.add_facts({"logged": [facts["mlflow_run_id"], facts["bundle_id"]]})
 
 
 @contextmanager
@@ -243,10 +248,45 @@ def _finish(
     say(f"{study.fit.keep} {trainer.monitor} on validation: {value}; bundle {identifier} in {run.bundle}")
     tracker: Any = next((member for member in callbacks.members if hasattr(member, "log_model")), None)
     if tracker is not None:
-        example = np.moveaxis(example_input(spec).numpy(), 1, -1).astype(np.uint8)
-        tracker.log_folder(run.bundle, "bundle")
-        tracker.log_file(run.study)
-        tracker.log_model(run.bundle, example)
+        _log_bundle(run, spec, tracker)
+
+
+def _log_bundle(run: RunFolder, spec: ModelSpec, tracker: Any) -> None:
+    example = np.moveaxis(example_input(spec).numpy(), 1, -1).astype(np.uint8)
+    tracker.log_folder(run.bundle, "bundle")
+    tracker.log_file(run.study)
+    tracker.log_model(run.bundle, example)
+
+
+def _make_good(study: Study, run: RunFolder) -> None:
+    """Add what a kill after the bundle was written kept from the run's facts or from its entry in MLflow.
+
+    ``logged`` of the facts is the entry, and the bundle in it, that is whole. Where it is absent, the run may have been
+    finished before there was this fact: MLflow is asked whether there is a model. The entry's status alone does not
+    tell, for an evaluation ends an entry that lacks its model as FINISHED, too. Where MLflow does not have the run any
+    more, or does not answer, the run is finished as it is.
+    """
+    facts = run.read_facts()
+    if "bundle_id" not in facts:
+        bundle = load_bundle(run.bundle)
+        facts |= {"bundle_id": bundle.id, "selected": bundle.provenance.get("selected")}
+        run.add_facts(facts)
+    entry = facts.get("mlflow_run_id")
+    logged = {"logged": [entry, facts["bundle_id"]]}
+    if not study.tracking.enabled or entry is None or logged.items() <= facts.items():
+        return
+    from medmtl.engine.mlflow import Tracker, concluded  # mlflow takes seconds to import
+
+    whole = concluded(study.tracking, entry)
+    if whole is None:
+        return
+    if not whole:
+        config, spec = study.tracking.model_copy(update={"system_metrics": False}), load_bundle(run.bundle).spec
+        with Tracker.open(
+            config, run_name=run.path.name, folder=run.path, tags={}, params={}, resume_run_id=entry, training=False
+        ) as tracker:
+            _log_bundle(run, spec, tracker)
+    run.add_facts(logged)
 
 
 def _monitored(monitor: str, spec: ModelSpec, table: pd.DataFrame) -> float:

@@ -49,7 +49,7 @@ class RunFolder:
 
     @property
     def facts(self) -> Path:
-        """JSON: MLflow run id, hashes, what was selected."""
+        """JSON: MLflow run id, hashes, what was selected, and what of it is whole in MLflow (``logged``)."""
         return self.path / "run.json"
 
     def read_facts(self) -> dict[str, Any]:

@@ -79,6 +79,10 @@ class Callback(Protocol):
     def epoch(self, epoch: int, step: int, metrics: Mapping[str, float]) -> None:
         """One epoch, and its validation, was done."""
 
+    def saving(self) -> None:
+        """A checkpoint is about to be written: a run that resumes from it does not repeat what was told until now."""
+        return  # most have nothing to keep
+
     def finished(self, status: str) -> None:
         """Training is over; called once, whatever happened."""
 
@@ -100,6 +104,10 @@ class Callbacks(Callback):
     def epoch(self, epoch: int, step: int, metrics: Mapping[str, float]) -> None:
         for member in self.members:
             member.epoch(epoch, step, metrics)
+
+    def saving(self) -> None:
+        for member in self.members:
+            member.saving()
 
     def finished(self, status: str) -> None:
         failures: list[Exception] = []

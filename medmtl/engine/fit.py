@@ -127,7 +127,7 @@ class Trainer:
         p = self.progress
         self.objective.train()
         batches = iter(self.loader_at(p.epoch, p.batch))
-        began = time.monotonic()
+        began, first = time.monotonic(), p.batch
         while p.batch + self.optim.accumulate <= self.order.batches():
             waiting = time.monotonic()
             group = [
@@ -143,7 +143,7 @@ class Trainer:
                 self._interrupt(caught)
             if dist.agree(time.monotonic() - self._saved > 60 * self.config.checkpoint_minutes):
                 self.save(best=False)
-        self._end_epoch(time.monotonic() - began)
+        self._end_epoch(time.monotonic() - began, p.batch - first)
         if dist.agree(bool(caught)) and not p.finished:
             self._interrupt(caught)
 
@@ -207,12 +207,14 @@ class Trainer:
             p.step,
             ", ".join(names) or "none",
         )
-        if p.bad_steps >= self.config.stop_after_bad_steps:
+        steps, last = self.steps_per_epoch, p.batch // self.optim.accumulate + 1 == self.steps_per_epoch
+        idle = last and p.bad_steps >= steps  # an epoch may have too few steps to reach the limit, and learnt nothing
+        if idle or p.bad_steps >= self.config.stop_after_bad_steps:
             ids = [case for batch in group for case in batch.case_ids][:8]
-            what = (
-                f"{p.bad_steps} steps in a row had a gradient that is not finite (task "
-                f"{', '.join(names) or 'unknown'}; last cases {', '.join(ids)})"
-            )
+            found = f"{p.bad_steps} steps in a row had a gradient that is not finite"
+            if idle:
+                found = f"no step of the epoch ({steps}) had a finite gradient"
+            what = f"{found} (task {', '.join(names) or 'unknown'}; last cases {', '.join(ids)})"
             raise diverged(what, p, self.optim, self.config.precision)
 
     def _account(self, losses: Losses, batches: int) -> None:
@@ -246,15 +248,16 @@ class Trainer:
             if known[i] and known[j]
         }
 
-    def _end_epoch(self, seconds: float) -> None:
+    def _end_epoch(self, seconds: float, batches: int) -> None:
+        """Validate, tell and save; ``seconds`` and ``batches`` are of this process, which may have resumed in it."""
         p = self.progress
         self.objective.balancer.end_epoch()
         self._average_buffers()
         metrics = p.means()
-        images = self.steps_per_epoch * self.optim.accumulate * self.order.batch_size
+        metrics["epoch.seconds"] = seconds
+        if batches:  # a process that resumed at the epoch's end has no rate
+            metrics["epoch.images_per_second"] = batches * self.order.batch_size / max(seconds, 1e-9)
         metrics |= {
-            "epoch.seconds": seconds,
-            "epoch.images_per_second": images / max(seconds, 1e-9),
             "epoch.data_wait_share": self.waited_s / max(self.stepped_s, 1e-9),
             "epoch.skipped_steps": p.skipped_steps,
         }
@@ -327,6 +330,7 @@ class Trainer:
         failure: EnvironmentFailure | None = None
         if dist.rank() == 0:
             try:
+                self.callback.saving()
                 checkpoint.save(self.folder, self.state(), best=best)
             except EnvironmentFailure as error:
                 failure = error

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from medmtl.bundle import SPEC, bundle_id, read_spec
 from medmtl.config import digest, flatten
 from medmtl.engine.callbacks import Callback, TrackingConfig
 from medmtl.engine.mlflow_rows import NO_ONE, deliver
-from medmtl.engine.mlflow_store import experiment_id, prepare_store, store_failures
+from medmtl.engine.mlflow_store import active_run, concluded, experiment_id, prepare_store, store_failures
 from medmtl.engine.spool import KEY_LIMIT, PARAM_LIMIT, SPOOL, Row, Spool, as_text, clean_name, tag_row
 from medmtl.errors import TrainingInterrupted
 from medmtl.files import atomic_path
@@ -25,10 +26,9 @@ from medmtl.files import atomic_path
 # isort: split
 # after mlflow_store, which sets what mlflow reads from the environment when it is imported
 import mlflow
-from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-__all__ = ["Tracker", "TrackingConfig", "nest", "sync_folder"]
+__all__ = ["Tracker", "TrackingConfig", "concluded", "nest", "sync_folder"]
 
 logging.getLogger("mlflow.system_metrics").setLevel(logging.WARNING)  # it announces every start and stop
 
@@ -47,7 +47,10 @@ class Tracker(Callback):
     def __init__(self, uri: str, run_id: str, folder: Path, *, latest: Mapping[str, int]) -> None:
         self.run_id, self.folder = run_id, folder
         self._client, self._spool = mlflow.MlflowClient(uri), Spool(folder / SPOOL)
-        self._latest = dict(latest)  # the last step of each metric that an earlier life of this run has sent
+        self._latest = dict(latest)  # the last step of each metric that an earlier life of this run has sent or spooled
+        for row in self._spool.rows():
+            if row["kind"] == "metric" and row["run"] == run_id:
+                self._latest[row["key"]] = max(row["step"], self._latest.get(row["key"], -1))
         self._names: dict[str, str] = {}
         self._nonfinite: dict[str, int] = {}
         self._waiting: list[Row] = []
@@ -82,7 +85,7 @@ class Tracker(Callback):
         with store_failures(uri):
             prepare_store(uri, artifacts)
             client = mlflow.MlflowClient(uri)
-            run = None if resume_run_id is None else _active_run(client, resume_run_id)
+            run = None if resume_run_id is None else active_run(client, resume_run_id)
             nested = {} if parent is None else {"mlflow.parentRunId": parent}
             labels = {**(_git() if training else {}), **tags, **nested, **NO_ONE}
             if run is not None:
@@ -122,6 +125,10 @@ class Tracker(Callback):
         named = {"epoch": epoch, **{_of_epoch(name): value for name, value in metrics.items()}}
         new = {name: value for name, value in named.items() if not self._known(name, step)}
         self._queue(step, new)
+        self._flush()
+
+    def saving(self) -> None:
+        """Send or spool everything queued: a resumed run begins after it, and a kill would leave a hole."""
         self._flush()
 
     def finished(self, status: str) -> None:
@@ -202,13 +209,17 @@ class Tracker(Callback):
         self.log_file(path, "figures")
 
     def log_model(self, bundle: Path, input_example: np.ndarray | None = None) -> None:
-        """Store a bundle as an MLflow model that loads without pickle; ``input_example`` is uint8 ``[B, H, W, C]``."""
-        example = None
+        """Store a bundle as an MLflow model that loads without pickle; ``input_example`` is uint8 ``[B, H, W, C]``.
+
+        A bundle that the run has already is not stored twice.
+        """
+        example, identity = None, bundle_id(read_spec(bundle / SPEC))
         if input_example is not None:
             example = self.folder / "input_example.npy"
             with atomic_path(example) as temporary:
                 np.save(temporary, input_example, allow_pickle=False)
-        self._send([{"kind": "model", "path": str(bundle.absolute()), "example": example and str(example.absolute())}])
+        row = {"kind": "model", "path": str(bundle.absolute()), "example": example and str(example.absolute())}
+        self._send([{**row, "bundle_id": identity}])
 
     def sync(self) -> int:
         """Try to send what was spooled, now; returns how many rows are still waiting."""
@@ -311,17 +322,6 @@ def nest(config: TrackingConfig, run_id: str, parent: str) -> None:
         mlflow.MlflowClient(uri).set_tag(run_id, "mlflow.parentRunId", parent)
     except Exception as error:  # only where a page shows a run: no reason to stop
         log.warning("MLflow does not show run %s under its parent: %s", run_id, type(error).__name__)
-
-
-def _active_run(client: mlflow.MlflowClient, run_id: str) -> Any | None:
-    """The run, or None when the store does not have it (another data base, or it was deleted)."""
-    try:
-        run = client.get_run(run_id)
-    except MlflowException as error:
-        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            return None
-        raise
-    return run if run.info.lifecycle_stage == "active" else None
 
 
 def _git() -> dict[str, str]:

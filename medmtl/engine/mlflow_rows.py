@@ -9,12 +9,23 @@ from pathlib import Path
 import numpy as np
 
 import medmtl
-from medmtl.engine import mlflow_store  # noqa: F401 # sets what mlflow reads from the environment when it is imported
+from medmtl.engine.mlflow_store import models_of, output_models
 from medmtl.engine.spool import Row
 
 # isort: split
+# after mlflow_store, which sets what mlflow reads from the environment when it is imported
 import mlflow
-from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelOutput, Metric, Param, RunTag
+from mlflow.entities import (
+    Dataset,
+    DatasetInput,
+    InputTag,
+    LoggedModel,
+    LoggedModelOutput,
+    Metric,
+    Param,
+    Run,
+    RunTag,
+)
 from mlflow.exceptions import MlflowException
 
 log = logging.getLogger(__name__)
@@ -70,14 +81,32 @@ def _apply(client: mlflow.MlflowClient, chunk: list[Row]) -> None:
         case "folder":
             client.log_artifacts(run, row["path"], row["folder"])
         case "model":
-            _store_model(client, run, Path(row["path"]), row["example"])
+            _log_model(client, row)
 
 
-def _store_model(client: mlflow.MlflowClient, run_id: str, bundle: Path, example: str | None) -> None:
-    """Log a bundle as a model by the client alone: ``mlflow.pyfunc.log_model`` would tag it with user and script."""
-    run = client.get_run(run_id)
+def _log_model(client: mlflow.MlflowClient, row: Row) -> None:
+    """Log a bundle as a model of its run, unless that has it already; one that a kill cut short is marked FAILED."""
+    run, identity = client.get_run(row["run"]), row.get("bundle_id")  # not in a spool of an earlier version
+    record = None
+    for known in models_of(client, run):
+        if known.status == "PENDING":
+            client.finalize_logged_model(known.model_id, "FAILED")
+        elif known.status == "READY" and identity in (None, known.tags.get("bundle_id", identity)):
+            record = known
+    if record is None:
+        tags = NO_ONE if identity is None else {**NO_ONE, "bundle_id": identity}
+        record = _stored(client, run, Path(row["path"]), row["example"], tags)
+    if record.model_id not in output_models(run):
+        client.log_outputs(row["run"], [LoggedModelOutput(record.model_id, step=0)])
+
+
+def _stored(
+    client: mlflow.MlflowClient, run: Run, bundle: Path, example: str | None, tags: dict[str, str]
+) -> LoggedModel:
+    """A bundle as a model, by the client alone: ``mlflow.pyfunc.log_model`` would tag it with user and script."""
+    run_id = run.info.run_id
     record = client.create_logged_model(
-        run.info.experiment_id, name="bundle", source_run_id=run_id, tags=NO_ONE, model_type="medmtl bundle"
+        run.info.experiment_id, name="bundle", source_run_id=run_id, tags=tags, model_type="medmtl bundle"
     )
     try:
         with tempfile.TemporaryDirectory() as scratch:
@@ -105,5 +134,4 @@ def _store_model(client: mlflow.MlflowClient, run_id: str, bundle: Path, example
     except Exception:
         client.finalize_logged_model(record.model_id, "FAILED")
         raise
-    client.finalize_logged_model(record.model_id, "READY")
-    client.log_outputs(run_id, [LoggedModelOutput(record.model_id, step=0)])
+    return client.finalize_logged_model(record.model_id, "READY")

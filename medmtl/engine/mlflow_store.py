@@ -4,6 +4,7 @@ Also what MLflow reads from the environment when it is imported; whoever imports
 """
 
 import contextlib
+import errno
 import logging
 import os
 import sqlite3
@@ -12,9 +13,9 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from medmtl.engine.callbacks import sqlite_file
+from medmtl.engine.callbacks import TrackingConfig, sqlite_file
 from medmtl.errors import EnvironmentFailure, UserError
-from medmtl.files import disk_errors
+from medmtl.files import atomic_path, disk_errors
 
 for _name, _value in {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -30,6 +31,7 @@ for _name, _value in {
     os.environ.setdefault(_name, _value)
 
 from mlflow import MlflowClient  # noqa: E402 - it reads the environment when it is imported
+from mlflow.entities import LoggedModel, Run  # noqa: E402
 from mlflow.exceptions import MlflowException  # noqa: E402
 from mlflow.store.db import utils as database_utils  # noqa: E402
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore  # noqa: E402
@@ -47,6 +49,9 @@ def store_failures(uri: str) -> Iterator[None]:
         raise
     except Exception as error:
         reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        if database is not None and _full(error):
+            with disk_errors(database):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
         if database is None:  # the URI may hold a password
             raise EnvironmentFailure(
                 "E-MLFLOW-SERVER",
@@ -61,8 +66,21 @@ def store_failures(uri: str) -> Iterator[None]:
         ) from error
 
 
+def _full(error: BaseException) -> bool:
+    """Whether SQLite had no room: its own error, or MLflow's or Alembic's, which hold it as text."""
+    chain: BaseException | None = error
+    while chain is not None:
+        if "database or disk is full" in str(chain):  # SQLITE_FULL
+            return True
+        chain = chain.__cause__ or chain.__context__
+    return False
+
+
 def prepare_store(uri: str, artifacts: str | None) -> None:
-    """Create or upgrade an SQLite store, one process at a time: four first starts at once corrupt the schema."""
+    """Create or upgrade an SQLite store, one process at a time: four first starts at once corrupt the schema.
+
+    It is there when it is whole: what a full disk or a kill left of a new one would be refused ever after.
+    """
     database = sqlite_file(uri)
     if database is None:
         return
@@ -70,6 +88,9 @@ def prepare_store(uri: str, artifacts: str | None) -> None:
         if database.exists() and database.stat().st_size:
             _check(database)
             _upgrade(uri, database)
+        else:
+            with atomic_path(database) as temporary:
+                _create(temporary)
         SqlAlchemyStore(uri, artifacts).engine.dispose()
 
 
@@ -94,6 +115,51 @@ def experiment_id(client: MlflowClient, name: str, uri: str, artifacts: str | No
     return found.experiment_id
 
 
+def active_run(client: MlflowClient, run_id: str) -> Run | None:
+    """The run, or None when the store does not have it (another data base, or it was deleted)."""
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise
+    return run if run.info.lifecycle_stage == "active" else None
+
+
+def models_of(client: MlflowClient, run: Run) -> list[LoggedModel]:
+    """The logged models that a run made, whole or not."""
+    query = f"source_run_id = '{run.info.run_id}'"
+    return list(client.search_logged_models([run.info.experiment_id], query))
+
+
+def output_models(run: Run) -> set[str]:
+    """The ids of the models that MLflow shows as a run's outputs."""
+    return set() if run.outputs is None else {output.model_id for output in run.outputs.model_outputs}
+
+
+def concluded(config: TrackingConfig, run_id: str) -> bool | None:
+    """Whether a run is FINISHED with a model that can be loaded; None where the store lacks the run or cannot be asked.
+
+    Asking creates and upgrades nothing.
+    """
+    uri, _ = config.places()
+    database = sqlite_file(uri)
+    if database is not None and not database.is_file():
+        return None
+    try:
+        if database is not None:
+            _check(database)
+        client = MlflowClient(uri)
+        run = active_run(client, run_id)
+        if run is None:
+            return None
+        whole = {model.model_id for model in models_of(client, run) if model.status == "READY"}
+    except Exception as error:  # the training is over, and its bundle is there
+        log.warning("MLflow was not asked whether run %s is whole: %s", run_id, type(error).__name__)
+        return None
+    return run.info.status == "FINISHED" and not whole.isdisjoint(output_models(run))
+
+
 @contextlib.contextmanager
 def _locked(uri: str) -> Iterator[None]:
     database = sqlite_file(uri)
@@ -116,6 +182,14 @@ def _check(database: Path) -> None:
         connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
     if not os.access(database, os.W_OK):
         raise PermissionError(f"{database.name} is read-only")
+
+
+def _create(database: Path) -> None:
+    engine = database_utils.create_sqlalchemy_engine(f"sqlite:///{database}")
+    try:
+        database_utils._initialize_tables(engine)
+    finally:
+        engine.dispose()
 
 
 def _upgrade(uri: str, database: Path) -> None:

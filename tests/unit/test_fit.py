@@ -1,7 +1,10 @@
 """A step of training: accumulated batches are one batch, half precision stops at the outputs, divergence is named."""
 
 import copy
+import os
 from dataclasses import replace
+from signal import SIGTERM
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,10 +14,11 @@ from torch import nn
 from medmtl.data.batch import Batch
 from medmtl.data.sampler import EpochOrder
 from medmtl.engine import checkpoint
-from medmtl.engine.callbacks import Callbacks
+from medmtl.engine.callbacks import Callback, Callbacks
 from medmtl.engine.divergence import watched
 from medmtl.engine.fit import FitConfig, Trainer
 from medmtl.engine.optim import OptimConfig, average
+from medmtl.errors import TrainingInterrupted
 from medmtl.tasks.emphasis import Emphasis
 
 ON_LOSSES = ("fixed", "uncertainty", "dwa")
@@ -213,7 +217,99 @@ def test_channels_last_is_a_layout_and_no_other_result(tmp_path):
         torch.testing.assert_close(weights[1][name], value, atol=1e-5, rtol=1e-4)
 
 
+# the clock
+
+
+class Noted(Callback):
+    """What epochs told."""
+
+    def __init__(self):
+        self.epochs = {}
+
+    def epoch(self, epoch, step, metrics):
+        self.epochs[epoch] = dict(metrics)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("at", [1, BATCHES + 1, BATCHES + 2, 2 * BATCHES])
+def test_images_per_second_are_those_of_the_process_that_took_the_seconds(tmp_path, monkeypatch, at, accumulate):
+    """A step takes two seconds, so the rate is the same whatever the epoch's share that was left after a kill."""
+    clock, noted = [0.0], Noted()
+    monkeypatch.setattr("medmtl.engine.fit.time", SimpleNamespace(monotonic=lambda: clock[0]))
+
+    def timed(trainer, at=None):
+        step = trainer.step
+
+        def stepped(group):
+            clock[0] += 2.0
+            losses = step(group)
+            if trainer.progress.step == at:
+                os.kill(os.getpid(), SIGTERM)
+            return losses
+
+        trainer.step, trainer.callback = stepped, noted
+        return trainer
+
+    with pytest.raises(TrainingInterrupted):
+        timed(_trainer(tmp_path, accumulate=accumulate), at).fit()
+    resumed = timed(_trainer(tmp_path, accumulate=accumulate))
+    resumed.restore(checkpoint.load(tmp_path / checkpoint.LAST))
+    resumed.fit()
+    assert set(noted.epochs) == {0, 1}
+    for epoch, metrics in noted.epochs.items():
+        steps = BATCHES - at % BATCHES if at // BATCHES == epoch else BATCHES
+        if at == BATCHES * (epoch + 1):  # nothing but its end was left
+            assert metrics["epoch.seconds"] == 0 and "epoch.images_per_second" not in metrics
+        else:
+            assert metrics["epoch.seconds"] == 2 * steps
+            assert metrics["epoch.images_per_second"] == SAMPLES * accumulate / 2
+
+
 # divergence
+
+
+def _spoilt(trainer, bad):
+    """The trainer, its steps of these numbers with a label that is not a number."""
+    step = trainer.step
+
+    def stepped(group):
+        if trainer.progress.step in bad:
+            group = [replace(b, targets={**b.targets, "size": torch.full((SAMPLES,), float("nan"))}) for b in group]
+        return step(group)
+
+    trainer.step = stepped
+    return trainer
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_an_epoch_of_skipped_steps_alone_ends_the_training(tmp_path, epoch, accumulate):
+    """However few its steps are: nothing was learnt, and there would be a bundle of it."""
+    bad = range(epoch * BATCHES, (epoch + 1) * BATCHES)
+    trainer = _spoilt(_trainer(tmp_path, accumulate=accumulate, validate=_measured), bad)
+    message = refuses("E-FIT-NAN", trainer.fit, says="no step of the epoch (3)")
+    assert "task size" in message and "case0" in message and f"epoch {epoch + 1}, after" in message
+    assert FitConfig().stop_after_bad_steps > BATCHES
+    assert (tmp_path / checkpoint.LAST).exists() == (epoch == 1)
+    assert ("the model of epoch 1 is kept" in message) == (epoch == 1)
+
+
+@pytest.mark.parametrize("bad", [(0, 1), (1, 2), (1, 2, 3, 4), (0, 2, 3, 5)])
+def test_an_epoch_with_one_good_step_goes_on(tmp_path, bad):
+    progress = _spoilt(_trainer(tmp_path), bad).fit()
+    assert progress.finished and progress.skipped_steps == len(bad)
+
+
+def test_a_skipped_epoch_is_noticed_by_the_process_that_resumes_in_it(tmp_path):
+    first = _spoilt(_trainer(tmp_path), range(99))
+    group = [batch()]
+    first.step(group)
+    first.progress.batch = 1
+    first.save(best=False)
+    second = _spoilt(_trainer(tmp_path), range(99))
+    second.restore(checkpoint.load(tmp_path / checkpoint.LAST))
+    refuses("E-FIT-NAN", second.fit, says="no step of the epoch (3)")
+    assert second.progress.step == BATCHES - 1
 
 
 def _measured(model):

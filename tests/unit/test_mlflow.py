@@ -16,7 +16,10 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from laws import refuses
 from matplotlib.figure import Figure
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
 
 import medmtl
 from medmtl.bundle import ModelSpec, load_bundle, save_bundle
@@ -316,6 +319,30 @@ def test_a_damaged_data_base_and_a_deleted_experiment_say_what_to_do(config, tmp
     Path(config.uri.removeprefix("sqlite:///")).write_bytes(b"not a data base" * 1000)
     with pytest.raises(EnvironmentFailure, match=r"E-MLFLOW-DB.*restore a backup"):
         _open(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize("new", [False, True])
+def test_a_full_disk_under_the_data_base_is_told_as_any_other(config, tmp_path, new):
+    """By SQLite's own limit on pages, which is the same error; nothing is wrong with the data base."""
+    database, pages = Path(config.uri.removeprefix("sqlite:///")), 20
+    if new:
+        database.unlink()
+    else:
+        with contextlib.closing(sqlite3.connect(database)) as connection:
+            connection.execute("VACUUM")
+            (pages,) = connection.execute("PRAGMA page_count").fetchone()
+
+    def limited(connection, record):
+        connection.execute(f"PRAGMA max_page_count = {pages}")
+
+    event.listen(Engine, "connect", limited)
+    try:
+        refuses("E-DISK", lambda: _open(config, tmp_path / "run", run_name="x" * 20_000),
+                kind=EnvironmentFailure, says="m.db: cannot write: the disk is full (")  # fmt: skip
+    finally:
+        event.remove(Engine, "connect", limited)
+    assert database.exists() != new and not list(database.parent.glob(".*.tmp*"))
+    _open(config, tmp_path / "run").finished("FINISHED")
 
 
 def test_system_metrics_are_sampled_and_their_thread_ends(config, tmp_path, monkeypatch):
