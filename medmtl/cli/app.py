@@ -41,11 +41,18 @@ def run(arguments: list[str]) -> int:
         _report("interrupted")
         return INTERRUPTED
     except MemoryError:
-        _report("E-MEMORY the memory is used up — lower loader.batch_size, or set loader.cache: none")
+        _report(f"E-MEMORY the memory is used up — {_lighter(arguments)}")
         return ENVIRONMENT
     except Exception as error:
         return _unexpected(error)
     return result if isinstance(result, int) else OK
+
+
+def _lighter(arguments: list[str]) -> str:
+    """How the command would take less memory: what it is told by options, or training by its recipe."""
+    if arguments[:1] == ["predict"]:
+        return "lower --batch-size or --max-ram"
+    return "lower loader.batch_size, or set loader.cache: none"
 
 
 def _unexpected(error: Exception) -> int:

@@ -14,6 +14,7 @@ job and the processes that it started hold an end of it, and no file is ever unp
 """
 
 import contextlib
+import ctypes
 import gc
 import math
 import mmap
@@ -21,9 +22,12 @@ import multiprocessing
 import os
 import pickle
 import signal
+import socket
+import struct
 import sys
+import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
@@ -36,16 +40,19 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from medmtl.data.preprocess import Preprocess
 from medmtl.inference.listing import Input
 from medmtl.inference.reading import Loaded, Reader
 from medmtl.process import hold_memory
 
 LEAST = 128  # pictures of a job: with fewer there is nothing to gain
-LARGEST = 2**20  # pixels: of a larger picture, decoding takes longer than Python, and sending it costs too
-_TOGETHER = 16  # pictures that a process is asked for at once
-_ANSWER = 2**25  # bytes of them that go through memory; more of them go through the pipe
-_PATIENCE_S = 60.0  # for them: a file system may be slow
+LARGEST = 2**18  # pixels: from there on, copying a picture costs more than a fifth of what reading it does
+_TOGETHER = 16  # pictures that a process is asked for at once, if the memory holds them
+_ANSWER = 2**25  # bytes of them that go through memory; what it does not hold goes through the pipe, at a higher price
+_FLOAT = 4  # bytes
+_PATIENCE_S = 60.0  # for the next byte of them: a file system may be slow
 _BROKEN = (EOFError, OSError, pickle.UnpicklingError)
+_PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 
 def worthwhile(item: Input) -> bool:
@@ -67,10 +74,14 @@ class _Line:
 class Readers:
     """Processes that have one reader; those that have nothing to do wait in ``idle``."""
 
+    preprocess: Preprocess
     idle: "SimpleQueue[_Line]" = field(default_factory=SimpleQueue)
 
-    def read(self, inputs: Sequence[Input]) -> list[Loaded]:
-        """What ``Reader.loaded`` says of each; of those that no process has read, nothing."""
+    def read(self, inputs: Sequence[Input], stepped: Callable[[], None] = lambda: None) -> list[Loaded]:
+        """What ``Reader.loaded`` says of each; of those that no process has read, nothing.
+
+        ``stepped`` is told of each answer.
+        """
         try:
             line = self.idle.get_nowait()
         except Empty:
@@ -79,24 +90,60 @@ class Readers:
         found: list[Loaded] = []
         answer, asked = b"", inputs[:0]
         try:
-            for start in range(0, len(inputs), _TOGETHER):
-                part = inputs[start : start + _TOGETHER]
+            _hurry(pipe)
+            for part in self._parts(inputs):
                 pipe.send_bytes(pickle.dumps(part, protocol=5))  # never while it may be sending, too
                 found += _unpacked(answer, asked, line.memory)  # while it reads the next ones
-                if not pipe.poll(_PATIENCE_S):
-                    return found  # it hangs, and is not asked again
                 answer, asked = pipe.recv_bytes(), part
-        except _BROKEN:
-            return found  # nor is one that was killed
-        found += _unpacked(answer, asked, line.memory)
+                stepped()
+            found += _unpacked(answer, asked, line.memory)
+        except (*_BROKEN, MemoryError):  # of the job, which may have it for one picture at a time
+            return found  # one that hangs, was killed or whose answer is lost is not asked again
         self.idle.put(line)
         return found
+
+    def _parts(self, inputs: Sequence[Input]) -> Iterator[list[Input]]:
+        """Consecutive inputs: as many as the memory holds the answer of, but one at least."""
+        part: list[Input] = []
+        held = 0
+        for item in inputs:
+            size = _room_of(item, self.preprocess)
+            if part and (len(part) == _TOGETHER or held + size > _ANSWER):
+                yield part
+                part, held = [], 0
+            part.append(item)
+            held += size
+        if part:
+            yield part
+
+
+def _room_of(item: Input, preprocess: Preprocess) -> int:
+    """Bytes of the memory that a picture takes, by its header: as the network sees it, and as it is shown."""
+    native = item.shape[:2]
+    grid = preprocess.resize or native
+    padded = [max(n, m) for n, m in zip(grid, preprocess.input_size or grid, strict=False)]  # refused later
+    seen = preprocess.window or padded
+    return sum(_rounded(_FLOAT * preprocess.channels * math.prod(shape)) for shape in (seen, native))
+
+
+def _rounded(size: int) -> int:
+    """Bytes that an array takes of the memory: the next one begins where a processor likes it to."""
+    return -(-size // 64) * 64
+
+
+def _hurry(pipe: "Connection[bytes, bytes]") -> None:
+    """Let what waits for a byte from the pipe, or for room for one, fail with an OSError when patience ends."""
+    fraction, whole = math.modf(_PATIENCE_S)
+    patience = struct.pack("ll", int(whole), int(1e6 * fraction))  # a timeval
+    with socket.socket(fileno=os.dup(pipe.fileno())) as end:
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            end.setsockopt(socket.SOL_SOCKET, option, patience)
 
 
 @contextmanager
 def reading_apart(reader: Reader, count: int) -> Iterator[Readers]:
     """``count`` processes for ``reader`` that end with the block; none where forking is not safe."""
-    readers = Readers()
+    readers = Readers(reader.preprocess)
     started = [one for one in (_start(reader) for _ in range(count if forkable() else 0)) if one is not None]
     for line in started:
         readers.idle.put(line)
@@ -127,7 +174,9 @@ def _start(reader: Reader) -> _Line | None:
         here, there = multiprocessing.Pipe()
     except OSError:
         return None
-    process = multiprocessing.get_context("fork").Process(target=_live, args=(there, memory, reader), daemon=True)
+    bound = threading.current_thread() is threading.main_thread()
+    arguments = (there, memory, reader, os.getpid(), bound)
+    process = multiprocessing.get_context("fork").Process(target=_live, args=arguments, daemon=True)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # of Python 3.12 on: it counts the libraries' threads
@@ -140,8 +189,9 @@ def _start(reader: Reader) -> _Line | None:
     return _Line(process, here, memory)
 
 
-def _live(pipe: "Connection[bytes, bytes]", memory: mmap.mmap, reader: Reader) -> None:
+def _live(pipe: "Connection[bytes, bytes]", memory: mmap.mmap, reader: Reader, job: int, bound: bool) -> None:
     """The life of a process. What it got of the job it lets go: its terminal, signals, lock and the others' pipes."""
+    _end_with(job, bound=bound)
     gc.freeze()  # nothing of the job is ever collected here: it would close descriptors that are others by then
     os.setsid()  # an interrupt of the terminal is for the job, which ends its readers
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -156,6 +206,19 @@ def _live(pipe: "Connection[bytes, bytes]", memory: mmap.mmap, reader: Reader) -
     torch.set_num_threads(1)
     hold_memory()  # pictures: blocks of the same sizes again and again
     serve(pipe, memory, reader)
+
+
+def _end_with(job: int, *, bound: bool) -> None:
+    """Have the kernel end this process when its job ends, whatever it is doing: a picture may be one that hangs.
+
+    The kernel takes the thread that forked for the job. It is not asked unless that was the main one (``bound``), which
+    ends last; without it, and where it cannot be asked, a process ends when it looks for the next question.
+    """
+    if bound:
+        with contextlib.suppress(AttributeError, OSError):
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL))
+    if os.getppid() != job:  # it ended before
+        os._exit(0)
 
 
 def serve(pipe: "Connection[bytes, bytes]", memory: mmap.mmap, reader: Reader) -> None:
@@ -182,7 +245,7 @@ def _packed(found: Sequence[Loaded], memory: mmap.mmap, start: int) -> bytes:
             return array
         place = _Place(array.shape, array.dtype.str, start)
         place.of(memory)[...] = array
-        start += -(-array.nbytes // 64) * 64
+        start += _rounded(array.nbytes)
         return place
 
     return pickle.dumps(

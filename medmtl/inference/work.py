@@ -180,8 +180,7 @@ class Work:
         found: dict[str, Loaded] = {}
         if self.readers is not None:
             apart = [item for item in inputs if worthwhile(item) and self._new(item)]
-            found = {one.item.id: one for one in (self.readers.read(apart) if apart else ())}
-            self.stepped()
+            found = {one.item.id: one for one in (self.readers.read(apart, self.stepped) if apart else ())}
         return [found.get(item.id) or self._read(item) for item in inputs]
 
     def _new(self, item: Input) -> bool:

@@ -21,3 +21,13 @@ def test_an_ensemble_says_that_it_has_no_numbers_per_patient(tmp_path, monkeypat
     monkeypatch.setattr(results, "evaluate_ensemble", lambda runs, out, say: found)
     assert cli.run(["ensemble", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "out")]) == 0
     assert ("no numbers per patient: attention" in capsys.readouterr().out) == told
+
+
+@pytest.mark.parametrize(("command", "word"), [("predict", "--max-ram"), ("train", "loader.batch_size")])
+def test_a_job_without_memory_says_what_of_its_own_to_lower(command, word, monkeypatch, capsys):
+    def application(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("medmtl.cli.app.app", application)
+    assert cli.run([command]) == 5
+    assert word in capsys.readouterr().err

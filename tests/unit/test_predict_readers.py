@@ -4,11 +4,17 @@ import errno
 import io
 import json
 import os
+import select
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -16,7 +22,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from jobs_made import made_bundle, untimed
+from jobs_made import made_bundle, stepping, untimed
 from PIL import Image
 from rich.console import Console
 
@@ -29,6 +35,7 @@ from medmtl.inference.listing import Input
 from medmtl.inference.pipeline import Job, predict
 from medmtl.inference.readers import Readers, reading_apart, worthwhile
 from medmtl.inference.reading import Loaded, Reader
+from medmtl.inference.watch import watch
 from medmtl.inference.writers import Output
 from medmtl.io.raster import write_png
 from medmtl.signals import signals
@@ -100,8 +107,8 @@ def read_apart(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     ids: list[str] = []
     real = Readers.read
 
-    def read(self: Readers, inputs: Any) -> list[Loaded]:
-        found = real(self, inputs)
+    def read(self: Readers, inputs: Any, *rest: Any) -> list[Loaded]:
+        found = real(self, inputs, *rest)
         ids.extend(one.item.id for one in found)
         return found
 
@@ -145,15 +152,40 @@ def test_threads_go_on_where_a_process_was_killed(
 ) -> None:
     started, apart = _noted(monkeypatch), Readers.read
 
-    def killed(self: Readers, inputs: Any) -> list[Loaded]:
+    def killed(self: Readers, inputs: Any, *rest: Any) -> list[Loaded]:
         if len(read_apart) >= 4:
             started[0].kill()
-        return apart(self, inputs)
+        return apart(self, inputs, *rest)
 
     monkeypatch.setattr(Readers, "read", killed)
     out = tmp_path / "out"
     assert _go(bundle, source, out) == 3
     assert sorted(read_apart) == ["00.png", "01.png", "02.png", "03.png"]
+    assert untimed(out) == untimed(by_threads)
+    assert _lines(out) == _lines(by_threads)
+
+
+@pytest.mark.parametrize("place", [(Connection, "recv_bytes"), (readers._Place, "of")], ids=["pipe", "memory"])
+def test_threads_go_on_where_the_job_has_no_memory_for_an_answer(
+    bundle: Path,
+    source: Path,
+    by_threads: Path,
+    tmp_path: Path,
+    read_apart: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    place: tuple[type, str],
+) -> None:
+    job, real = os.getpid(), getattr(*place)
+
+    def short(self: Any, *rest: Any) -> Any:
+        if os.getpid() == job and len(read_apart) >= 4:
+            raise MemoryError
+        return real(self, *rest)
+
+    monkeypatch.setattr(*place, short)
+    out = tmp_path / "out"
+    assert _go(bundle, source, out) == 3
+    assert read_apart == ["00.png", "01.png", "02.png", "03.png"]
     assert untimed(out) == untimed(by_threads)
     assert _lines(out) == _lines(by_threads)
 
@@ -235,10 +267,10 @@ def test_a_job_on_a_signal_ends_with_its_processes_and_goes_on_later(
 ) -> None:
     started, apart = _noted(monkeypatch), Readers.read
 
-    def interrupted(self: Readers, inputs: Any) -> list[Loaded]:
+    def interrupted(self: Readers, inputs: Any, *rest: Any) -> list[Loaded]:
         if len(read_apart) == 4:
             os.kill(os.getpid(), signal.SIGTERM)
-        return apart(self, inputs)
+        return apart(self, inputs, *rest)
 
     monkeypatch.setattr(Readers, "read", interrupted)
     with pytest.raises(TrainingInterrupted):
@@ -288,6 +320,97 @@ def test_pictures_that_the_memory_does_not_hold_come_through_the_pipe(
                 assert np.array_equal(np.asarray(one.shown), np.asarray(whole.shown))
 
 
+@pytest.mark.parametrize(
+    "preprocess",
+    [
+        {},
+        {"resize": [48, 50]},
+        {"window": [20, 30]},
+        {"window": [40, 50], "pad": True},
+        {"resize": [50, 60], "window": [30, 30]},
+        {"patches": {"size": [48, 24]}},
+    ],
+    ids=str,
+)
+def test_as_many_pictures_are_asked_for_as_the_memory_holds(
+    source: Path, monkeypatch: pytest.MonkeyPatch, preprocess: dict[str, Any]
+) -> None:
+    """Of ten, two at a time: five answers, none of which is longer than what the system keeps of a pipe."""
+    lengths: list[int] = []
+    receive = Connection.recv_bytes
+
+    def noted(self: Any) -> bytes:
+        answer = receive(self)
+        lengths.append(len(answer))
+        return answer
+
+    monkeypatch.setattr(Connection, "recv_bytes", noted)
+    reader = Reader(source, Preprocess.model_validate(preprocess), max_bytes=2**20)
+    items = [item for item in Finder(source, reader.preprocess).find().inputs if worthwhile(item)]
+    one = reader.loaded(items[0])
+    assert one.image is not None and isinstance(one.shown, np.ndarray)
+    monkeypatch.setattr(readers, "_ANSWER", 2 * sum(-(-n // 64) * 64 for n in (one.image.nbytes, one.shown.nbytes)))
+    with reading_apart(reader, 1) as found:
+        assert [one.item.id for one in found.read(items)] == [item.id for item in items]
+    assert len(lengths) == 5
+    assert max(lengths) <= 2**16
+
+
+def test_a_size_of_other_axes_is_left_to_the_preprocessing(source: Path) -> None:
+    """Which refuses it, as in a thread: a row, not the end of the job."""
+    reader = Reader(source, Preprocess(window=(16, 16, 16)), max_bytes=2**20)
+    items = [item for item in Finder(source, reader.preprocess).find().inputs if worthwhile(item)]
+    with reading_apart(reader, 1) as found:
+        read = found.read(items)
+    assert len(read) == 10
+    assert [str(one.error) for one in read] == [str(reader.loaded(item).error) for item in items]
+    assert all(one.error is not None for one in read)
+
+
+def test_a_step_is_told_after_each_answer(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A watcher's sign of life must not wait for a whole batch."""
+    (tmp_path / "in").mkdir()
+    for n in range(40):
+        write_png(tmp_path / "in" / f"{n:02d}.png", np.full((8, 8, 3), n, dtype=np.uint8))
+    steps: list[int] = []
+    told: list[int] = []
+    real = Readers.read
+
+    def read(self: Readers, inputs: Any, *rest: Any) -> list[Loaded]:
+        found = real(self, inputs, *rest)
+        told.append(len(steps))
+        assert len(found) == 40
+        return found
+
+    monkeypatch.setattr(Readers, "read", read)
+    monkeypatch.setattr(pipeline, "LEAST", 1)
+    job = Job(bundle, tmp_path / "in", tmp_path / "out", device="cpu", batch_size=40, workers=1, overlays=False)
+    with pipeline.opened(job, Console(file=io.StringIO())) as session:
+        session.work.stepped = lambda: steps.append(1)
+        session.predict()
+    assert len(told) == 1
+    assert told[0] >= 3
+
+
+def test_a_watcher_reads_in_processes_too(
+    bundle: Path, source: Path, tmp_path: Path, read_apart: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def watched(out: Path) -> dict[str, bytes]:
+        job = Job(bundle, tmp_path / "in", out, device="cpu", batch_size=4, workers=1)
+        watch(job, settle_s=5.0, clock=stepping([lambda: None] * 2), console=Console(file=io.StringIO()))
+        return untimed(out, ".watch.json")
+
+    for study in ("a", "b"):
+        shutil.copytree(source, tmp_path / "in" / study)
+    with_processes = watched(tmp_path / "processes")
+    assert sorted(read_apart) == [f"{study}/{n:02d}.png" for study in "ab" for n in range(10)]
+    monkeypatch.setattr(readers, "forkable", lambda: False)
+    read_apart.clear()
+    assert watched(tmp_path / "threads") == with_processes
+    assert not read_apart
+    assert _lines(tmp_path / "threads") == _lines(tmp_path / "processes")
+
+
 def test_long_questions_and_long_answers_do_not_wait_for_each_other(source: Path) -> None:
     """Both are longer than what the system keeps of a pipe."""
     preprocess = Preprocess()
@@ -309,12 +432,42 @@ def test_a_process_that_hangs_is_given_up(source: Path, monkeypatch: pytest.Monk
     assert started[0].exitcode == -signal.SIGKILL
 
 
+def test_a_process_that_hangs_within_an_answer_is_given_up(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started, job, send = _noted(monkeypatch), os.getpid(), Connection.send_bytes
+
+    def halted(self: Any, content: bytes) -> None:
+        if os.getpid() != job:
+            os.write(self.fileno(), (len(content) + 1).to_bytes(4, "big") + content)
+            os.kill(os.getpid(), signal.SIGSTOP)
+        send(self, content)
+
+    monkeypatch.setattr(Connection, "send_bytes", halted)
+    monkeypatch.setattr(readers, "_PATIENCE_S", 1.0)
+    preprocess = Preprocess()
+    items = [item for item in Finder(source, preprocess).find().inputs if worthwhile(item)]
+    with ThreadPoolExecutor(1) as pool, reading_apart(Reader(source, preprocess, max_bytes=2**20), 1) as found:
+        assert pool.submit(found.read, items).result(_LONG_S) == []
+        assert found.idle.empty()
+        assert Path(f"/proc/{started[0].pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
+def test_a_process_that_does_not_take_a_question_is_given_up(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The question is longer than what the system keeps of a pipe."""
+    started = _noted(monkeypatch)
+    preprocess = Preprocess()
+    (item,) = (item for item in Finder(source, preprocess).find().inputs if item.id == "00.png")
+    monkeypatch.setattr(readers, "_PATIENCE_S", 0.1)
+    with ThreadPoolExecutor(1) as pool, reading_apart(Reader(source, preprocess, max_bytes=2**20), 1) as found:
+        os.kill(started[0].pid or 0, signal.SIGSTOP)
+        assert pool.submit(found.read, [replace(item, id="x" * 2**22)]).result(_LONG_S) == []
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
         ({}, True),
-        ({"shape": (1024, 1024)}, True),
-        ({"shape": (1024, 1025)}, False),
+        ({"shape": (512, 512)}, True),
+        ({"shape": (512, 513)}, False),
         ({"shape": ()}, False),
         ({"pages": 2}, False),
         ({"kind": "dicom"}, False),
@@ -379,9 +532,64 @@ def test_a_killed_job_leaves_no_process_behind() -> None:
         reader = int(job.stdout.readline())
         assert _lives(reader)
         os.kill(job.pid, signal.SIGKILL)
+    _await(lambda: not _lives(reader))
+
+
+HANGS = """
+import os, sys, time
+from pathlib import Path
+from medmtl.data.preprocess import Preprocess
+from medmtl.inference import readers
+from medmtl.inference.listing import Input
+class Hangs(readers.Reader):
+    def loaded(self, item, done=None):
+        os.write(os.open(sys.argv[1], os.O_WRONLY), b"%d" % os.getpid())
+        while True:
+            time.sleep(600)
+with readers.reading_apart(Hangs(Path("."), Preprocess(), max_bytes=1), 1) as found:
+    found.read([Input("a", "raster", (), shape=(8, 8))])
+"""
+
+
+def test_a_killed_job_leaves_no_process_behind_that_hangs_in_a_picture(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "alive")  # which the process holds open while it lives
+    command = [sys.executable, "-c", HANGS, str(tmp_path / "alive")]
+    with subprocess.Popen(command) as job, (tmp_path / "alive").open("rb", buffering=0) as stream:
+        reader = int(stream.read(20))
+        os.kill(job.pid, signal.SIGKILL)
+        ended = bool(select.select([stream], [], [], _LONG_S)[0]) and not stream.read(20)
+    if not ended:
+        os.kill(reader, signal.SIGKILL)
+    assert ended, "the process goes on"
+
+
+def test_a_process_whose_job_ended_before_it_began_ends() -> None:
+    child = os.fork()
+    if not child:
+        readers._end_with(os.getpid(), bound=False)  # no process is its own parent
+        os._exit(7)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_a_process_outlives_the_thread_that_started_it(source: Path) -> None:
+    """The kernel ends a process with the *thread* that forked it."""
+    preprocess = Preprocess()
+    items = [item for item in Finder(source, preprocess).find().inputs if worthwhile(item)]
+    apart = reading_apart(Reader(source, preprocess, max_bytes=2**20), 1)
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(apart.__enter__).result()
+        thread = pool.submit(threading.get_native_id).result()
+    try:
+        _await(lambda: not Path(f"/proc/self/task/{thread}").exists())
+        assert len(found.read(items)) == 10
+    finally:
+        apart.__exit__(None, None, None)
+
+
+def _await(true: Callable[[], bool]) -> None:
     began = time.monotonic()
-    while _lives(reader):
-        assert time.monotonic() - began < _LONG_S, "the process goes on"
+    while not true():
+        assert time.monotonic() - began < _LONG_S, "it does not come true"
         time.sleep(0.05)
 
 
